@@ -1,0 +1,252 @@
+"""What all emitters share: building emissions, and the options that are bound to an emitter."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self, TypeAlias
+from uuid import UUID
+
+from pyventus.emission import Emission, new_id, now
+from pyventus.errors import InvalidOption
+from pyventus.events import describe
+from pyventus.handlers import EventHandler
+from pyventus.linkers import EventLinker, find_linker
+
+logger = logging.getLogger("pyventus")
+
+Seconds = float | timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class EmitOptions:
+    """What `EventEmitter.with_options` binds to an emitter, checked."""
+
+    id: str | None = None
+    delay: timedelta | None = None
+    at: datetime | None = None
+    priority: int | None = None
+    expires: timedelta | datetime | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class EventEmitter(ABC):
+    """Emits events. A subclass implements one method, `_process`, which sends an emission on its way.
+
+    Args:
+        event_linker: the linker whose handlers run.
+        debug: log each emission at INFO, with the logger ``pyventus``.
+
+    Raises:
+        InvalidOption: ``event_linker`` is not `EventLinker` or a subclass.
+    """
+
+    EventEmission: TypeAlias = Emission
+
+    def __init__(self, event_linker: type[EventLinker] = EventLinker, debug: bool | None = None) -> None:
+        self._linker = _check_linker(event_linker)
+        self._debug = bool(debug)
+        self._options = EmitOptions()
+
+    def emit(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
+        """Emit an event: a name with arguments for the handlers, or an object, which is their first argument.
+
+        Returns:
+            What was emitted, once it is accepted: scheduled in this process, or stored by the broker.
+
+        Raises:
+            InvalidEvent: ``event`` is not an event.
+            EmitError: it was not, or may not have been, accepted.
+        """
+        emission = self.prepare(event, *args, **kwargs)
+        self.send(emission)
+        return emission
+
+    async def aemit(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
+        """Like `emit`, without ever blocking the running loop."""
+        emission = self.prepare(event, *args, **kwargs)
+        await self.asend(emission)
+        return emission
+
+    def prepare(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
+        """Build what `emit` would send, and send nothing."""
+        name, version, bases = describe(event)
+        options, moment = self._options, now()
+        return Emission(
+            id=options.id or new_id(),
+            event=name,
+            version=version,
+            bases=bases,
+            args=args if version is None else (event, *args),
+            kwargs=kwargs,
+            timestamp=moment,
+            due=options.at if options.delay is None else moment + options.delay,
+            expires=moment + options.expires if isinstance(options.expires, timedelta) else options.expires,
+            priority=options.priority,
+            linker=self._linker.name,
+            headers=dict(options.headers),
+        )
+
+    def send(self, emission: Emission) -> Emission:
+        """Send a prepared emission, or that of an `EmitError` again, under its own id."""
+        self._accept(emission)
+        self._process(emission)
+        return emission
+
+    def _accept(self, emission: object) -> None:
+        if not isinstance(emission, Emission):
+            raise InvalidOption(f"send() takes an emission that prepare() made, not {emission!r}")
+        if self._debug:
+            logger.info("Emission %s of %r emitted by %r", emission.id, emission.event, self)
+
+    async def asend(self, emission: Emission) -> Emission:
+        """Like `send`, without ever blocking the running loop."""
+        return self.send(emission)
+
+    def with_options(
+        self,
+        *,
+        id: str | UUID | None = None,
+        delay: Seconds | None = None,
+        at: datetime | None = None,
+        priority: int | None = None,
+        expires: Seconds | datetime | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """A new emitter with these options bound; what is not given stays as it is bound to this one.
+
+        Args:
+            id: of the emission, for what must be emitted once however often it is tried.
+            delay: seconds until handlers run; not together with ``at``.
+            at: the moment, aware, before which no handler runs.
+            priority: 0 to 9, 9 first; what is emitted without one is ordered by the broker's own default.
+            expires: seconds from the emit, or an aware moment, after which the emission is dropped.
+            headers: strings by name, added to those already bound; handlers find them in ``current_emission()``.
+
+        Raises:
+            InvalidOption: a value that the option cannot have.
+        """
+        if delay is not None and at is not None:
+            raise InvalidOption("delay and at exclude one another: give one of them")
+        changes: dict[str, Any] = {}
+        if id is not None:
+            changes["id"] = _check_id(id)
+        if delay is not None:
+            changes |= {"delay": _seconds("delay", delay), "at": None}
+        if at is not None:
+            changes |= {"at": _moment("at", at), "delay": None}
+        if priority is not None:
+            changes["priority"] = _check_priority(priority)
+        if expires is not None:
+            check = _moment if isinstance(expires, datetime) else _seconds
+            changes["expires"] = check("expires", expires)
+        if headers is not None:
+            changes["headers"] = {**self._options.headers, **_check_headers(headers)}
+        emitter = copy.copy(self)
+        emitter._options = replace(self._options, **changes)
+        return emitter
+
+    @abstractmethod
+    def _process(self, emission: Emission) -> None:
+        """Send an emission on its way; return when it is accepted.
+
+        Raises:
+            EmitError: it was not, or may not have been, accepted.
+        """
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of linker {self._linker.name!r}>"
+
+
+def seconds_until(moment: datetime | None) -> float:
+    """Seconds from now until ``moment``; 0 when it is past or None."""
+    return 0.0 if moment is None else max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+_warned: dict[str, float] = {}
+_warned_lock = threading.Lock()
+
+
+def first_this_minute(subject: str, *, clock: float | None = None) -> bool:
+    """Whether ``subject`` was not asked about within the last minute, so that a log is not flooded with one line."""
+    moment = time.monotonic() if clock is None else clock
+    with _warned_lock:
+        if moment - _warned.get(subject, -math.inf) < 60:
+            return False
+        if len(_warned) > 1000:
+            _warned.clear()
+        _warned[subject] = moment
+    return True
+
+
+def linker_of(emission: Emission, own: type[EventLinker]) -> type[EventLinker]:
+    """The linker that an emission names: an emitter's own, or another one for what another emitter prepared.
+
+    Raises:
+        Unhandled: this process has no linker of that name.
+    """
+    return own if emission.linker == own.name else find_linker(emission.linker)
+
+
+def find_handlers_here(linker: type[EventLinker], emission: Emission) -> list[EventHandler]:
+    """The handlers of this process for an emission; that there is none is said in the log, once a minute."""
+    handlers = linker.find_handlers(emission)
+    if not handlers and not linker.is_spent(emission) and first_this_minute(f"{linker.name} {emission.event}"):
+        logger.warning(
+            "No handler is linked to %r in linker %r: emission %s did nothing; link one, or import what links it",
+            emission.event, linker.name, emission.id,
+        )  # fmt: skip
+    return handlers
+
+
+def _check_linker(linker: object) -> type[EventLinker]:
+    if not (isinstance(linker, type) and issubclass(linker, EventLinker)):
+        raise InvalidOption(f"event_linker must be EventLinker or a subclass of it, not {linker!r}")
+    return linker
+
+
+def _check_id(id: object) -> str:
+    text = str(id) if isinstance(id, UUID) else id
+    if not isinstance(text, str) or not 1 <= len(text) <= 128 or not text.isascii() or not text.isprintable():
+        raise InvalidOption(f"id must be a UUID or 1 to 128 printable ASCII characters, not {id!r}")
+    return text
+
+
+def _seconds(option: str, value: object) -> timedelta:
+    try:
+        duration = value if isinstance(value, timedelta) else timedelta(seconds=value)  # type: ignore[arg-type]
+        is_moment = bool(now() + duration)
+    except (TypeError, ValueError, OverflowError):
+        is_moment = False
+    if not is_moment or isinstance(value, bool) or duration < timedelta(0):
+        raise InvalidOption(f"{option} must be a number of seconds from 0 up, or a timedelta, not {value!r}")
+    return duration
+
+
+def _moment(option: str, value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise InvalidOption(f"{option} must be an aware datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise InvalidOption(f"{option} must be an aware datetime, such as datetime.now(UTC), not the naive {value!r}")
+    return value.astimezone(UTC)
+
+
+def _check_priority(priority: object) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+        raise InvalidOption(f"priority must be a whole number from 0 to 9, 9 first, not {priority!r}")
+    return priority
+
+
+def _check_headers(headers: object) -> dict[str, str]:
+    if not isinstance(headers, Mapping) or not all(
+        isinstance(text, str) for header in headers.items() for text in header
+    ):
+        raise InvalidOption("headers must be a mapping of strings to strings")
+    return dict(headers)

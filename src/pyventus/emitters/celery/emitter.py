@@ -1,0 +1,171 @@
+"""The emitter that a program calls: seals an emission for each of its queues and has it stored by their brokers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from contextvars import copy_context
+from typing import Any, TypeAlias
+
+from pyventus.emission import Emission
+from pyventus.emitters.base import EventEmitter
+from pyventus.emitters.celery import queue as queues
+from pyventus.emitters.celery.publisher import Message, Publishing
+from pyventus.errors import EmitError, InvalidEvent, InvalidHandler, InvalidOption
+from pyventus.handlers import check_timeout
+from pyventus.linkers import EventLinker
+from pyventus.running import process_loop
+
+MAIN = "__main__"
+
+
+class CeleryEventEmitter(EventEmitter):
+    """Has the handlers of an event run in Celery workers.
+
+    The emitting process needs neither the handlers nor their code. An emitter may be used from many threads and loops
+    at once, and after a fork.
+
+    Args:
+        queue: where emissions go; of several, each gets a copy under the same emission id.
+        event_linker: the linker whose handlers run; it is looked up by name in the worker.
+        debug: log each emission at INFO, with the logger ``pyventus``.
+        timeout: seconds that an emit may take in all, whatever the broker does.
+
+    Raises:
+        InvalidOption: an argument is not what it has to be.
+        ConfigurationError: the app of a queue does not accept what the queue sends.
+    """
+
+    Queue: TypeAlias = queues.Queue
+
+    def __init__(
+        self,
+        queue: queues.Queue | Sequence[queues.Queue],
+        event_linker: type[EventLinker] = EventLinker,
+        debug: bool | None = None,
+        *,
+        timeout: float = 5.0,
+    ) -> None:
+        super().__init__(event_linker, debug)
+        self._queues = _check_queues(queue)
+        self._timeout = _check_deadline(timeout)
+        for each in self._queues:
+            each.check_app()
+
+    def _process(self, emission: Emission) -> None:
+        end = time.monotonic() + self._timeout
+        messages = self._seal(emission)
+        publishings = _publish(messages)
+        for publishing in publishings:
+            publishing.wait(end)
+        _raise_failures(emission, publishings)
+        _run_eager(_eager(messages))
+
+    async def asend(self, emission: Emission) -> Emission:
+        """Like `send`, without ever blocking the running loop.
+
+        Raises:
+            EmitError: as `send`.
+        """
+        self._accept(emission)
+        end = time.monotonic() + self._timeout
+        messages = self._seal(emission)
+        publishings = _publish(messages)
+        await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
+        _raise_failures(emission, publishings)
+        if eager := _eager(messages):
+            await asyncio.to_thread(_run, eager)
+        return emission
+
+    def _seal(self, emission: Emission) -> list[Addressed]:
+        self._check_reachable(emission)
+        return [(queue, queue.message(emission, is_first=not n)) for n, queue in enumerate(self._queues)]
+
+    def _check_reachable(self, emission: Emission) -> None:
+        """What only exists in the script that was started cannot be found by a worker, which imports modules."""
+        if all(queue.is_eager for queue in self._queues):
+            return
+        if emission.version is not None and emission.event.startswith(f"{MAIN}:"):
+            raise InvalidEvent(
+                f"the event class {emission.event.partition(':')[2]} is defined in the script that was started, so a "
+                "worker would know it by another name: move it to a module, or name it with @event('...')"
+            )
+        if self._queues[0].is_worker or emission.handlers or emission.linker != self._linker.name:
+            return
+        for handler in self._linker.find_handlers(emission):
+            if getattr(handler.event_callback, "__module__", None) == MAIN:
+                raise InvalidHandler(
+                    f"handler {handler.id} is linked in the script that was started, which no worker imports: move it "
+                    "to a module, and import that module in the worker's"
+                )
+
+    def __repr__(self) -> str:
+        return f"<CeleryEventEmitter to {', '.join(map(repr, self._queues))} of linker {self._linker.name!r}>"
+
+
+def _check_queues(queue: object) -> tuple[queues.Queue, ...]:
+    given: tuple[Any, ...] = tuple(queue) if isinstance(queue, (list, tuple)) else (queue,)
+    if not given or not all(isinstance(each, queues.Queue) for each in given):
+        raise InvalidOption(f"queue must be a CeleryEventEmitter.Queue, or a list of them, not {queue!r}")
+    if len(set(given)) < len(given):
+        raise InvalidOption("queue names the same queue twice: an emission would run its handlers twice there")
+    return given
+
+
+def _check_deadline(timeout: object) -> float:
+    check_timeout(timeout)
+    if not isinstance(timeout, (int, float)):
+        raise InvalidOption("timeout must be a positive number of seconds: without one an emit could wait for minutes")
+    return float(timeout)
+
+
+Addressed = tuple[queues.Queue, Message]
+
+
+def _publish(messages: list[Addressed]) -> list[Publishing]:
+    return [queue.publisher.start(message) for queue, message in messages if not queue.is_eager]
+
+
+def _raise_failures(emission: Emission, publishings: Sequence[Publishing]) -> None:
+    failed = [publishing for publishing in publishings if publishing.error is not None]
+    if not failed:
+        return
+    stored = [publishing.queue for publishing in publishings if publishing.error is None]
+    reasons = "; ".join(f"queue {publishing.queue!r}: {publishing.error}" for publishing in failed)
+    raise EmitError(
+        f"emission {emission.id} of {emission.event!r} was not confirmed by {reasons}; emitter.send(error.emission) "
+        "tries again under the same id",
+        emission,
+        stored,
+    ) from failed[0].error
+
+
+# -- task_always_eager --------------------------------------------------------------------------------------------
+
+
+def _eager(messages: list[Addressed]) -> list[Addressed]:
+    return [(queue, message) for queue, message in messages if queue.is_eager]
+
+
+def _run(messages: list[Addressed]) -> None:
+    for queue, message in messages:
+        queue.run(message)
+
+
+def _run_eager(messages: list[Addressed]) -> None:
+    """Run handlers before the emit returns, unless that would have the loop that runs them wait for itself."""
+    if not messages:
+        return
+    if _is_on_process_loop():
+        threading.Thread(target=copy_context().run, args=(_run, messages), name="pyventus", daemon=True).start()
+    else:
+        _run(messages)
+
+
+def _is_on_process_loop() -> bool:
+    try:
+        return asyncio.get_running_loop() is process_loop().loop
+    except RuntimeError:
+        return False

@@ -1,0 +1,521 @@
+"""Has messages stored by a broker within a deadline, whatever the broker does.
+
+Connecting, sending and waiting for the reply happen in threads of the publisher's own, because nothing else bounds
+them all: neither a name look-up nor a peer that trickles bytes ends at a socket timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+from amqp.exceptions import MessageNacked
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from pyventus.running import start_native_thread
+
+MAX_SENDERS = 10
+MAX_LEAVING = 20
+IDLE_SECONDS = 300.0
+FAIL_FAST_SECONDS = 1.0
+# Ends a read that hangs in a thread that nobody waits for any more.
+SOCKET_SECONDS = 30.0
+# Then a thread that has not ended is one that bytes trickle to.
+TRICKLE_SECONDS = 45.0
+
+NOT_SENT = "it was not sent"
+UNKNOWN = "whether it was stored is unknown"
+
+
+class PublishError(Exception):
+    """Why a message was not, or may not have been, stored; its text goes into an `EmitError`."""
+
+
+class BrokerDown(PublishError):
+    """The broker failed, so that other messages would fail too."""
+
+
+class Abandoned(BaseException):
+    """Ends a sender that nobody waits for any more."""
+
+
+class Interrupted(OSError):
+    """Raised in an abandoned sender by another thread; the drivers close a socket that fails so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to one queue.
+
+    Attributes:
+        task: name of the Celery task that runs it.
+        queue: name of the queue in the broker.
+        id: of the Celery task.
+        shadow: what the task is shown as.
+        text: its one argument.
+        priority: 0 to 9, 9 first on every broker; None: the broker's own default.
+        options: further ones of Celery's ``send_task``, such as eta and parent_id.
+    """
+
+    task: str
+    queue: str
+    id: str
+    shadow: str
+    text: str = field(repr=False)
+    priority: int | None = None
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+class Publishing:
+    """A message on its way to the broker; ``error`` is None once it is known to be stored."""
+
+    def __init__(self, message: Message, senders: _Senders) -> None:
+        self.message = message
+        self.queue = message.queue
+        self.error: PublishError | None = None
+        # Receivers of before_task_publish, such as those of tracing, see the caller's context.
+        self.context: Context = copy_context()
+        # Of an error as a result: asyncio would report an exception that came after its waiter had left.
+        self.future: Future[PublishError | None] = Future()
+        self.sender: Sender | None = None
+        self._senders = senders
+
+    def wait(self, end: float) -> None:
+        """Wait until it is stored or has failed, at the latest until ``end``."""
+        try:
+            self.error = self.future.result(max(0.0, end - time.monotonic()))
+        except TimeoutError:
+            self.error = self._senders.give_up(self)
+        except BaseException:
+            self._senders.withdraw(self)
+            raise
+
+    async def wait_async(self, end: float) -> None:
+        """As `wait`, without blocking the running loop."""
+        try:
+            async with asyncio.timeout(max(0.0, end - time.monotonic())):
+                self.error = await asyncio.shield(asyncio.wrap_future(self.future))
+        except TimeoutError:
+            self.error = self._senders.give_up(self)
+        except BaseException:
+            self._senders.withdraw(self)
+            raise
+
+
+class Publisher:
+    """Sends the messages of one app, each thread of it over a connection of its own."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._inherited: list[_Senders] = []
+        self._senders = _Senders(app)
+        _publishers.add(self)
+
+    def start(self, message: Message) -> Publishing:
+        """Hand a message to a sender."""
+        if self._senders.pid != os.getpid():
+            # A fork that Python was not told of, as uwsgi's.
+            self.renew()
+        publishing = Publishing(message, self._senders)
+        self._senders.start(publishing)
+        return publishing
+
+    def renew(self) -> None:
+        """Start afresh in a forked child, where the parent's threads do not exist, but its sockets do."""
+        # They are kept: py-amqp would shut them down, for the parent too, when they are collected.
+        self._inherited.append(self._senders)
+        self._senders = _Senders(self._app)
+
+
+_publishers: WeakSet[Publisher] = WeakSet()
+
+
+def _renew_all() -> None:
+    for publisher in _publishers:
+        publisher.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
+
+
+class _Senders:
+    """The senders of one app in one process, and the messages that wait for one of them."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self.pid = os.getpid()
+        self.failures = 0
+        self._changed = threading.Condition()
+        self._waiting: deque[Publishing] = deque()
+        self._senders: set[Sender] = set()
+        self._idle = 0
+        self._leaving: dict[Sender, float] = {}
+        self._failed_at: float | None = None
+        self._failure = ""
+
+    def start(self, publishing: Publishing) -> None:
+        """Queue a message for the next free sender, or refuse it at once."""
+        with self._changed:
+            self._interrupt_old()
+            refusal = self._refusal()
+            if refusal is None:
+                self._waiting.append(publishing)
+                refusal = self._find_sender()
+            if refusal is not None:
+                publishing.future.set_result(refusal)
+
+    def _refusal(self) -> PublishError | None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at < FAIL_FAST_SECONDS:
+            return self._too_soon()
+        if len(self._leaving) >= MAX_LEAVING:
+            return BrokerDown(f"{NOT_SENT}, because {len(self._leaving)} earlier attempts still hang at the broker")
+        return None
+
+    def _too_soon(self) -> PublishError:
+        return BrokerDown(
+            f"{NOT_SENT}, because the broker failed less than {FAIL_FAST_SECONDS:g} s ago: {self._failure}"
+        )
+
+    def _interrupt_old(self) -> None:
+        for sender, since in self._leaving.items():
+            if time.monotonic() - since > TRICKLE_SECONDS:
+                sender.interrupt()
+
+    def _find_sender(self) -> PublishError | None:
+        try:
+            self._add_sender()
+        except RuntimeError as error:
+            # Out of threads, or Python is being shut down.
+            if not self._senders:
+                self._waiting.pop()
+                return PublishError(f"{NOT_SENT}: {error}")
+        self._changed.notify()
+        return None
+
+    def _add_sender(self) -> None:
+        # After a failure one sender finds out for all whether the broker is back.
+        limit = MAX_SENDERS if self._failed_at is None else 1
+        if self._idle < len(self._waiting) and len(self._senders) < limit:
+            self._senders.add(Sender(self))
+            self._idle += 1
+
+    def next(self, sender: Sender) -> Publishing | None:
+        """The next message for an idle sender; None when it is to end."""
+        with self._changed:
+            while not self._waiting:
+                if not self._changed.wait(IDLE_SECONDS) and not self._waiting:
+                    self._idle -= 1
+                    self._drop(sender)
+                    return None
+            self._idle -= 1
+            publishing = self._waiting.popleft()
+            publishing.sender = sender
+            return publishing
+
+    def settle(self, publishing: Publishing, error: PublishError | None) -> bool:
+        """Tell who waits what became of a message; whether its sender goes on."""
+        with self._changed:
+            sender = publishing.sender
+            if sender is None or sender not in self._senders:
+                return False
+            if error is None:
+                self._failed_at = None
+                self._idle += 1
+            else:
+                self._drop(sender)
+            publishing.future.set_result(error)
+            if isinstance(error, BrokerDown):
+                self._fail(str(error))
+            elif error is not None:
+                # Others may wait for the sender that leaves.
+                with contextlib.suppress(RuntimeError):
+                    self._add_sender()
+            return error is None
+
+    def give_up(self, publishing: Publishing) -> PublishError | None:
+        """What became of a message by its deadline; a sender that is still at it is abandoned."""
+        with self._changed:
+            if publishing.future.done():
+                return publishing.future.result()
+            if self._withdraw(publishing):
+                return PublishError(f"all connections were busy until the deadline, and {NOT_SENT}")
+            sender = publishing.sender
+            assert sender is not None, "it neither waits nor is it being sent"
+            error = BrokerDown(f"the broker did not answer within the deadline; {UNKNOWN}")
+            publishing.future.set_result(error)
+            self._drop(sender)
+            sender.abandon()
+            self._fail("it did not answer within the deadline")
+            return error
+
+    def withdraw(self, publishing: Publishing) -> None:
+        """Who waited has left: do not send a message, if it is not being sent yet."""
+        with self._changed:
+            self._withdraw(publishing)
+
+    def _withdraw(self, publishing: Publishing) -> bool:
+        if publishing not in self._waiting:
+            return False
+        self._waiting.remove(publishing)
+        return True
+
+    def _drop(self, sender: Sender) -> None:
+        self._senders.discard(sender)
+        self._leaving[sender] = time.monotonic()
+
+    def _fail(self, failure: str) -> None:
+        self.failures += 1
+        self._failed_at, self._failure = time.monotonic(), failure
+        while self._waiting:
+            self._waiting.popleft().future.set_result(self._too_soon())
+
+    def ended(self, sender: Sender) -> None:
+        """A sender that had left the others is gone."""
+        with self._changed:
+            self._leaving.pop(sender, None)
+
+
+class Sender:
+    """A thread with a connection to the broker; it ends with its first failure."""
+
+    def __init__(self, senders: _Senders) -> None:
+        self._senders = senders
+        self._app = senders.app
+        self._turn = senders.failures
+        self._connection: Connection | None = None
+        self._driver = ""
+        self._producer: Any = None
+        self._returned: BaseException | None = None
+        self._is_abandoned = False
+        self._ident = 0
+        # Holds an item while an exception may be raised in this thread; who takes it out decides.
+        self._interruptible: list[None] = []
+        start_native_thread(self._run)
+
+    def _run(self) -> None:
+        self._ident = _thread_ident()
+        try:
+            while self._send_next():
+                pass
+        except Abandoned:
+            pass
+        finally:
+            with contextlib.suppress(Exception):
+                self._disconnect()
+            self._senders.ended(self)
+
+    def _send_next(self) -> bool:
+        publishing = self._senders.next(self)
+        if publishing is None:
+            return False
+        error = publishing.context.run(self._send, publishing.message)
+        return self._senders.settle(publishing, error)
+
+    def _send(self, message: Message) -> PublishError | None:
+        try:
+            self._connect()
+        except PublishError as error:
+            return error
+        except ModuleNotFoundError as error:
+            # Kombu's Redis transport needs more than redis itself.
+            return PublishError(f"{error} (for Redis: pip install 'pyventus[redis]'); {NOT_SENT}")
+        except Exception as error:
+            return self._explain(BrokerDown, error, NOT_SENT)
+        try:
+            self._store(message)
+        except PublishError as error:
+            return error
+        except Abandoned:
+            raise
+        except BaseException as error:
+            # A SystemExit, too: receivers of Celery's signals are the user's code, and who emitted waits for a word.
+            return self._explain_refusal(error)
+        return None
+
+    def _store(self, message: Message) -> None:
+        self._publish(message)
+        if self._returned is not None:
+            # Its queue may have been deleted after this connection had declared it.
+            assert self._connection is not None
+            self._connection.declared_entities.clear()
+            self._publish(message)
+        if self._returned is not None:
+            raise PublishError(f"RabbitMQ has no queue to route it to ({self._returned}); it was not stored")
+
+    def _publish(self, message: Message) -> None:
+        self._returned = None
+        self._app.send_task(
+            message.task, args=(message.text,), task_id=message.id, queue=message.queue, shadow=message.shadow,
+            argsrepr="(...)", kwargsrepr="{}", serializer="json", ignore_result=True, add_to_parent=False,
+            producer=self._producer, retry=False, **message.options, **self._options(message),
+        )  # fmt: skip
+
+    def _options(self, message: Message) -> dict[str, Any]:
+        options: dict[str, Any] = {"mandatory": True} if self._driver == "amqp" else {}
+        if message.priority is not None:
+            # On Redis 0 is served first, on RabbitMQ 9.
+            options["priority"] = 9 - message.priority if self._driver == "redis" else message.priority
+        return options
+
+    # -- The connection -----------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self._connection is not None and self._is_stale():
+            self._disconnect()
+        if self._connection is None:
+            self._connection = _connection(self._app)
+            self._interruptibly(self._open, self._connection)
+
+    def _open(self, connection: Connection) -> None:
+        urls = len(connection.alt) or 1
+        # Of a failover list, one after the one that hung the last time.
+        for _ in range(self._turn % urls):
+            connection.maybe_switch_next()
+        # Each once; connect() would try twice, two seconds apart.
+        connection.ensure_connection(
+            self._check_abandoned, urls - 1, interval_start=0, interval_step=0, reraise_as_library_errors=False
+        )
+        self._driver = connection.transport.driver_type
+        self._producer = self._app.amqp.Producer(
+            connection.channel(), auto_declare=False, on_return=self._on_return if self._driver == "amqp" else None
+        )
+        # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
+        self._producer.publish = partial(self._interruptibly, self._producer.publish)
+
+    def _on_return(self, error: BaseException, *_: object) -> None:
+        self._returned = error
+
+    def _is_stale(self) -> bool:
+        """Whether RabbitMQ has closed an idle connection: bytes that wait are its farewell, or an end of file."""
+        if self._driver != "amqp" or self._connection is None:
+            return False  # redis-py looks for itself before it uses a connection.
+        if not self._connection.connected:
+            return True
+        # Not select.select(), which refuses file descriptors from 1024 up.
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection.connection.sock, selectors.EVENT_READ)
+            return bool(selector.select(0))
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is None:
+            return
+        if self._driver == "amqp":
+            # Without the farewell for which RabbitMQ would have to answer.
+            connection.collect()
+        else:
+            # Kombu's collect() would change the default timeout of all sockets of the process meanwhile.
+            connection.release()
+
+    # -- Being abandoned ----------------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """Have the thread connect and send no more. A read that hangs ends with the timeout of its socket."""
+        self._is_abandoned = True
+
+    def interrupt(self) -> None:
+        """End a read in which bytes trickle."""
+        if _take(self._interruptible):
+            _raise_in(self._ident, Interrupted)
+
+    def _interruptibly(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make a call in which, and nowhere else, `interrupt` raises: elsewhere it could strike between taking a lock
+        and being ready to give it back.
+        """
+        self._interruptible.append(None)
+        try:
+            self._check_abandoned()
+            return call(*args, **kwargs)
+        finally:
+            if not _take(self._interruptible):
+                # The interruption is on its way, unless it is what ended the call.
+                with contextlib.suppress(Interrupted):
+                    time.sleep(0.1)
+                raise Abandoned
+
+    def _check_abandoned(self, *_: object) -> None:
+        if self._is_abandoned:
+            raise Abandoned
+
+    # -- What is said of errors -----------------------------------------------------------------------------------
+
+    def _explain_refusal(self, error: BaseException) -> PublishError:
+        original = _original(error)
+        if isinstance(original, MessageNacked):
+            return PublishError("RabbitMQ refused it, as it does when the queue is full; it was not stored")
+        assert self._connection is not None
+        is_down = isinstance(original, self._connection.connection_errors)
+        return self._explain(BrokerDown if is_down else PublishError, error, UNKNOWN)
+
+    def _explain(self, kind: type[PublishError], error: BaseException, consequence: str) -> PublishError:
+        return kind(f"{self._hide_password(describe_error(_original(error)))}; {consequence}")
+
+    def _hide_password(self, text: str) -> str:
+        password = self._connection.password if self._connection is not None else None
+        return text.replace(password, "****") if password else text
+
+
+# Not threading.get_ident(), which gevent replaces.
+_thread_ident = ctypes.PYFUNCTYPE(ctypes.c_ulong)(("PyThread_get_thread_ident", ctypes.pythonapi))
+_raise_in = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+
+
+def _take(token: list[None]) -> bool:
+    try:
+        token.pop()
+    except IndexError:
+        return False
+    return True
+
+
+def _original(error: BaseException) -> BaseException:
+    """The broker's own error, which kombu wraps in one of its own."""
+    return error.__cause__ or error if isinstance(error, OperationalError) else error
+
+
+def _connection(app: Celery) -> Connection:
+    try:
+        driver = app.connection_for_write().transport.driver_type
+        return app.connection_for_write(transport_options=_transport_options(app, driver))
+    except ValueError:
+        # Its text may hold a part of the password.
+        raise PublishError(
+            f"broker_url of app {app.main!r} is not a URL: is a special character of the password not "
+            f"percent-encoded?; {NOT_SENT}"
+        ) from None
+
+
+def _transport_options(app: Celery, driver: str) -> dict[str, Any]:
+    given = dict(app.conf.broker_transport_options or {})
+    if driver == "amqp":
+        bounds = {"read_timeout": SOCKET_SECONDS, "write_timeout": SOCKET_SECONDS}
+        return {**bounds, **given, "confirm_publish": True}
+    if driver == "redis":
+        bounds = {"socket_timeout": SOCKET_SECONDS, "socket_connect_timeout": SOCKET_SECONDS}
+        # A client that retries by itself has stored one message eleven times when replies were lost.
+        return {**bounds, **given, "retry_on_timeout": False}
+    return given
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that names an error, for the text of another."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,339 @@
+"""A queue of emissions on a Celery app: its name, its keys, its serializer, and the task that its workers run."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias
+from uuid import UUID, uuid5
+
+from celery import Celery
+from kombu.serialization import prepare_accept_content
+
+from pyventus import wire
+from pyventus.emission import Emission
+from pyventus.emitters.celery import worker
+from pyventus.emitters.celery.lifespan import Lifespan
+from pyventus.emitters.celery.publisher import Message, Publisher
+from pyventus.emitters.celery.task import EmissionTask, current_ids
+from pyventus.emitters.celery.worker import PICKLE_CONTENT
+from pyventus.errors import ConfigurationError, InvalidOption
+from pyventus.running import Middleware
+from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
+
+JSON_CONTENT = "application/json"
+STRONG_SECRET_BYTES = 32
+# An expiry that is shorter than the worst backlog would itself lose events.
+SHORTEST_MAX_AGE = timedelta(days=7)
+MESSAGE_IDS = UUID("a5b0b0ee-6c1f-5a7e-9d0c-6f3f4f0a5d11")
+
+LifespanFactory = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class WeakSecretWarning(UserWarning):
+    """A secret is so short that it may be guessed from one message."""
+
+
+class Queue:
+    """A queue of emissions on a Celery app. It belongs to one service, which makes it once, in one module.
+
+    Args:
+        celery: the app whose broker stores the emissions and whose workers run their handlers.
+        name: of the queue in the broker; default: the app's ``task_default_queue``.
+        secret: signs every emission, so that nothing else runs. Of several, the first signs and any verifies, so that
+            it can be changed without a rejected message. 32 random bytes or more; shorter ones work with a warning.
+        serializer: "json", "pickle", or a serializer's class or instance.
+        unhandled: what becomes of an event that no handler of the worker is linked to: "dead_letter" logs an error
+            that names the cure, "ignore" drops it.
+        lifespan: called once per worker process, before its first emission; the async context manager that it returns
+            is entered on the loop of the process and left at shutdown. Handlers get what it yields from
+            ``current_state()``.
+        middleware: called with emission and handler around each call of an event callback, each returning a context
+            manager; it is entered where the handler runs, so on the loop for an async one.
+        max_size: bytes that one emission may have in the broker.
+        max_age: how long after it was due an emission still runs; seven days or more.
+        allow_pickled_tasks: leave the app's own pickled tasks and remote control alone, although a secret is given:
+            whoever can write to the broker can then run code in its workers.
+
+    Raises:
+        ConfigurationError: the secret is empty, the app does not accept what the queue sends, pickle is asked for
+            without a strong secret, or the app already has a queue of that name.
+        InvalidOption: an argument has a value that it cannot have.
+    """
+
+    Serializer: TypeAlias = wire.Serializer
+
+    def __init__(
+        self,
+        celery: Celery,
+        name: str | None = None,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        serializer: Literal["json", "pickle"] | type[wire.Serializer] | wire.Serializer | None = None,
+        *,
+        unhandled: Literal["dead_letter", "ignore"] = "dead_letter",
+        lifespan: LifespanFactory | None = None,
+        middleware: Iterable[Middleware] = (),
+        max_size: int = 256 * 1024,
+        max_age: timedelta = SHORTEST_MAX_AGE,
+        allow_pickled_tasks: bool = False,
+    ) -> None:
+        self.app: Any = _check_celery(celery)
+        self._name = _check_name(name)
+        self.keyring: Keyring = Keyring(secret)
+        self.serializer: wire.Serializer = _make_serializer(serializer)
+        self.serializers: dict[str, wire.Serializer] = {each.name: each for each in (JSONSerializer(), self.serializer)}
+        self.unhandled: str = _check_choice("unhandled", unhandled, ("dead_letter", "ignore"))
+        self.lifespan: Lifespan = Lifespan(_check_callable("lifespan", lifespan))
+        self.middleware: tuple[Middleware, ...] = tuple(_check_callable("middleware", each) for each in middleware)
+        self.max_size: int = _check_positive("max_size", max_size)
+        self.max_age: timedelta = _check_age(max_age)
+        self.allow_pickled_tasks = allow_pickled_tasks
+        self._check_secret()
+        self.check_app()
+        self.publisher: Publisher = _publisher_of(celery)
+        _add_queue(self)
+        _register_task(self)
+
+    @property
+    def name(self) -> str:
+        """Its name in the broker, which is what its envelopes are signed for."""
+        name: str = self._name or self.app.conf.task_default_queue
+        return name
+
+    @property
+    def task_name(self) -> str:
+        """Name of the Celery task that its workers run."""
+        return f"pyventus.{self.name}"
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is a worker of its app, or a child of one."""
+        return worker.is_worker(self.app)
+
+    def check_app(self) -> None:
+        """Check what can be known of the app's settings without loading them.
+
+        Loading them would send ``on_after_configure``, and receivers that are connected further down in the user's
+        module would miss it.
+
+        Raises:
+            ConfigurationError: the app does not accept what the queue sends, or has another queue of that name.
+        """
+        _check_unique(self)
+        accepted = _setting(self.app, "accept_content", ["json"])
+        if accepted is None:
+            return
+        contents = prepare_accept_content(accepted)
+        if JSON_CONTENT not in contents:
+            raise ConfigurationError(
+                f"app {self.app.main!r} does not accept {JSON_CONTENT!r}, as which every emission travels: add it to "
+                "app.conf.accept_content"
+            )
+        if isinstance(self.serializer, PickleSerializer) and PICKLE_CONTENT not in contents:
+            raise ConfigurationError(
+                f"serializer='pickle' needs an app that accepts {PICKLE_CONTENT!r}, and app {self.app.main!r} does "
+                "not: add it to app.conf.accept_content, or use the default serializer"
+            )
+
+    def _check_secret(self) -> None:
+        weakest = self.keyring.weakest
+        if isinstance(self.serializer, PickleSerializer) and weakest < STRONG_SECRET_BYTES:
+            raise ConfigurationError(
+                f"serializer='pickle' needs a secret of {STRONG_SECRET_BYTES} bytes or more, because who guesses it "
+                "can run code in the workers: secret=os.environ['...'], made with secrets.token_hex(32)"
+            )
+        if 0 < weakest < STRONG_SECRET_BYTES:
+            warnings.warn(
+                f"a secret of {weakest} bytes may be guessed from one message: use {STRONG_SECRET_BYTES} random bytes "
+                "or more, such as secrets.token_hex(32) makes, and keep them out of the code",
+                WeakSecretWarning,
+                stacklevel=3,
+            )
+
+    # -- From an emission to a message and back -------------------------------------------------------------------
+
+    def message(self, emission: Emission, *, is_first: bool = True) -> Message:
+        """The message that carries ``emission`` to this queue.
+
+        Args:
+            emission: what to carry.
+            is_first: whether its id is the emission's; those of further messages are derived from it.
+
+        Raises:
+            NotSerializable: it cannot travel.
+        """
+        message_id = emission.id if is_first and emission.attempt == 1 else self._derived_id(emission)
+        options = {} if emission.due is None else {"eta": emission.due}
+        return self._message(
+            message_id, self.seal(emission, message_id), emission.event, emission.priority, {**options, **self._ids()}
+        )
+
+    def message_again(self, envelope: Envelope, text: str, delay: float) -> Message:
+        """The message that carried ``envelope`` as ``text`` once more, after ``delay`` seconds."""
+        emission, options = envelope.emission, {"countdown": delay, **self._ids()}
+        return self._message(envelope.message_id, text, emission.event, emission.priority, options)
+
+    def _message(
+        self, message_id: str, text: str, event: str, priority: int | None, options: dict[str, Any]
+    ) -> Message:
+        return Message(self.task_name, self.name, message_id, event, text, priority, options)
+
+    def _ids(self) -> dict[str, str]:
+        """Which task the message comes from: one that runs handlers, or another of the user's."""
+        ids = current_ids.get()
+        task = self.app.current_worker_task if ids is None else None
+        if task is not None and task.request.id:
+            ids = task.request.id, task.request.root_id or task.request.id
+        return {} if ids is None else {"parent_id": ids[0], "root_id": ids[1]}
+
+    def _derived_id(self, emission: Emission) -> str:
+        return str(uuid5(MESSAGE_IDS, "\n".join([emission.id, self.name, str(emission.attempt), *emission.handlers])))
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether the app runs its tasks in the process that sends them, as in its users' tests."""
+        return bool(self.app.conf.task_always_eager)
+
+    def run(self, message: Message) -> None:
+        """Run a message's handlers here, as ``task_always_eager`` asks for.
+
+        Raises:
+            Exception: what the task raises, if ``task_eager_propagates`` asks for it.
+        """
+        self.app.tasks[message.task].apply(args=(message.text,), task_id=message.id, priority=message.priority)
+
+    def seal(self, emission: Emission, message_id: str) -> str:
+        """The signed text of ``emission`` in one message."""
+        return seal(
+            emission, queue=self.name, message_id=message_id, serializer=self.serializer, keyring=self.keyring,
+            max_size=self.max_size,
+        )  # fmt: skip
+
+    def open(self, text: object, message_id: str) -> Envelope:
+        """The verified envelope in a message; see `open_envelope`."""
+        return open_envelope(
+            text, queue=self.name, message_id=message_id, serializers=self.serializers, keyring=self.keyring,
+            max_size=self.max_size,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        signed = "signed" if self.keyring.signs else "unsigned"
+        return f"<Queue {self._name or 'default'} of app {self.app.main!r}, {self.serializer.name}, {signed}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Queue holds secrets and connections and cannot be pickled: import it where it is needed")
+
+
+_lock = threading.Lock()
+_queues: dict[Celery, list[Queue]] = {}
+_publishers: dict[Celery, Publisher] = {}
+
+
+def _publisher_of(app: Celery) -> Publisher:
+    with _lock:
+        return _publishers.setdefault(app, Publisher(app))
+
+
+def _add_queue(queue: Queue) -> None:
+    with _lock:
+        _check_unique(queue)
+        _queues.setdefault(queue.app, []).append(queue)
+
+
+def _check_unique(queue: Queue) -> None:
+    """Which queue is the default one is known when the app's configuration is loaded."""
+    default = _setting(queue.app, "task_default_queue", "celery")
+    name = queue._name or default
+    if any(other is not queue and (other._name or default) == name for other in _queues.get(queue.app, ())):
+        raise ConfigurationError(
+            f"app {queue.app.main!r} has more than one queue {name or 'of its default name'!r}: make it once, and "
+            "import it where it is needed"
+        )
+
+
+def _register_task(queue: Queue) -> None:
+    """Register without finalizing the app or loading its configuration, whose signals the user may still connect to."""
+    app = queue.app
+
+    def register(**_: object) -> None:
+        app.register_task(type("EmissionTask", (EmissionTask,), {"name": queue.task_name, "emission_queue": queue})())
+
+    if not app.finalized:
+        app.on_after_finalize.connect(register, weak=False)
+    elif queue._name or app.configured:
+        register()
+    else:
+        app.on_after_configure.connect(register, weak=False)
+    worker.install(app)
+
+
+def _setting(app: Celery, name: str, default: Any) -> Any:
+    """A setting of the app; None when only loading its configuration would tell."""
+    if app.configured:
+        return app.conf[name]
+    if name in app.conf.changes:
+        # Of a configuration that is not loaded yet, this is the one method that reads without loading it.
+        return app.conf.changes.setdefault(name, None)
+    if f"CELERY_{name.upper()}" in app.conf.changes:
+        return None  # under its name of Celery 3
+    return default if getattr(app, "_config_source", None) is None else None
+
+
+# -- Checks -----------------------------------------------------------------------------------------------------
+
+
+def _check_celery(celery: object) -> Celery:
+    if not isinstance(celery, Celery):
+        raise InvalidOption(f"celery must be a Celery app, not {celery!r}")
+    return celery
+
+
+def _check_name(name: object) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise InvalidOption(f"the name of a queue must be a printable string, not {name!r}")
+    return name
+
+
+def _make_serializer(serializer: object) -> wire.Serializer:
+    if serializer is None or serializer == "json":
+        return JSONSerializer()
+    if serializer == "pickle":
+        return PickleSerializer()
+    made = serializer() if isinstance(serializer, type) else serializer
+    if not isinstance(made, wire.Serializer):
+        raise InvalidOption(
+            f"serializer must be 'json', 'pickle', or have a name, dumps(emission) and loads(data), not {serializer!r}"
+        )
+    return made
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise InvalidOption(f"{option} must be {' or '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+def _check_callable(option: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise InvalidOption(f"{option} must be a function that returns a context manager, not {value!r}")
+    return value
+
+
+def _check_positive(option: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOption(f"{option} must be a whole number from 1 up, not {value!r}")
+    return value
+
+
+def _check_age(age: object) -> timedelta:
+    if not isinstance(age, timedelta) or age < SHORTEST_MAX_AGE:
+        raise InvalidOption(
+            f"max_age must be a timedelta of {SHORTEST_MAX_AGE.days} days or more, not {age!r}: what waits longer than "
+            "it in a backlog never runs"
+        )
+    return age

@@ -1,0 +1,131 @@
+"""A message as the worker's main process sees it: what in it is not signed steers nothing."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from celery.app.task import Context
+from celery.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerTerminate
+from celery.worker.request import Request
+
+logger = logging.getLogger("pyventus")
+
+HIDDEN_ARGS = "(...)"
+HIDDEN_KWARGS = "{}"
+
+#: The fields of Celery's own request that the headers of a message, none of which is signed, may fill. Headers that
+#: Celery does not know, such as those of tracing, pass.
+_KEPT = frozenset({"eta", "headers", "id", "lang", "origin", "parent_id", "root_id", "task"})
+_NEUTRAL: dict[str, Any] = {
+    "argsrepr": HIDDEN_ARGS,
+    "kwargsrepr": HIDDEN_KWARGS,
+    "callbacks": None,
+    "chain": None,
+    "chord": None,
+    "errbacks": None,
+    "expires": None,
+    "group": None,
+    "group_index": None,
+    "ignore_result": True,
+    "replaced_task_nesting": 0,
+    "retries": 0,
+    "stamped_headers": None,
+    "stamps": None,
+    "timelimit": [None, None],
+}
+_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
+
+
+class EmissionRequest(Request):
+    """The request of an `EmissionTask`."""
+
+    _goes_back = False
+
+    def __init__(self, message: Any, *, headers: Any = None, body: Any = None, **options: Any) -> None:
+        text, embed = read_message(message)
+        # The pool gets these and not the message's own body: its callbacks and chains would run whatever they name.
+        body = ([text], {}, {})
+        super().__init__(message, headers=_cleaned(message.headers), body=body, **{**options, "decoded": True})
+        if any(embed.get(name) for name in _EMBEDDED):
+            logger.warning("Callbacks of message %.100r dropped: they are not signed", self.id)
+
+    def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:
+        """Called when the task has failed or its process has died, and by billiard before `on_timeout`."""
+        error = exc_info.exception
+        self._goes_back |= isinstance(getattr(error, "exc", error), TimeLimitExceeded)
+        return super().on_failure(exc_info, *args, **options)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Called by the pool when a time limit has passed; the hard one kills the process."""
+        self._goes_back |= not soft
+        super().on_timeout(soft, timeout)
+
+    def cancel(self, *args: Any, **options: Any) -> None:
+        """Called at a cold shutdown. To Celery a greenlet that was killed has succeeded; solo cannot end its task."""
+        self._goes_back = True
+        try:
+            super().cancel(*args, **options)
+        except NotImplementedError:
+            # In a signal handler: as an Exception it would be the handler's own failure.
+            raise WorkerTerminate(1) from None
+
+    def acknowledge(self) -> None:
+        """Acknowledge, unless a time limit or a cold shutdown has ended it: then the message goes back."""
+        if self._goes_back:
+            self.reject(requeue=True)
+        else:
+            super().acknowledge()
+
+    def info(self, safe: bool = False) -> Any:
+        """What remote control shows: never the arguments."""
+        return super().info(safe=True)
+
+
+def read_message(message: Any) -> tuple[str, dict[str, Any]]:
+    """The one argument of a message, and what is embedded in it beside the arguments.
+
+    Raises:
+        InvalidTaskError: it is not a message of Celery's protocol 2 with one string; the reason holds nothing of it.
+    """
+    # Celery logs it before anything is verified.
+    if _shown(message.headers.get("id")) is None:
+        raise InvalidTaskError("its id is not a short printable text")
+    try:
+        payload = message.payload
+    except Exception as error:
+        raise InvalidTaskError(f"its body cannot be read: {type(error).__name__}") from None
+    match payload:
+        case [[str(text)], {**kwargs}, dict() as embed] if not kwargs:
+            return text, embed
+    raise InvalidTaskError("its body is not a list of one text, no keyword arguments, and what Celery embeds")
+
+
+def _cleaned(headers: dict[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in headers.items() if name in _KEPT or not hasattr(Context, name)}
+    return {
+        **known,
+        **_NEUTRAL,
+        "eta": _moment(headers.get("eta")),
+        "headers": _custom(headers.get("headers")),
+        "parent_id": _shown(headers.get("parent_id")),
+        "root_id": _shown(headers.get("root_id")),
+        "shadow": _shown(headers.get("shadow")),
+    }
+
+
+def _moment(text: object) -> str | None:
+    """When Celery is to start it; the task looks at the signed moment."""
+    try:
+        return datetime.fromisoformat(text).isoformat() if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _custom(headers: object) -> dict[str, Any] | None:
+    return headers if isinstance(headers, dict) else None
+
+
+def _shown(text: object) -> str | None:
+    return text if isinstance(text, str) and text.isprintable() and len(text) <= 255 else None

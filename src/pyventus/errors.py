@@ -1,0 +1,102 @@
+"""The errors that Pyventus raises on purpose; each names the offender and the cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyventus.emission import Emission
+
+
+class PyventusError(Exception):
+    """The root of every error that Pyventus raises on purpose."""
+
+
+class InvalidEvent(PyventusError, TypeError):
+    """What was emitted or linked is not an event."""
+
+
+class InvalidHandler(PyventusError, TypeError):
+    """A callback cannot be linked, or cannot run where it would have to."""
+
+
+class InvalidOption(PyventusError, ValueError):
+    """An option has a value that it cannot have."""
+
+
+class ConfigurationError(PyventusError):
+    """Settings that contradict one another or promise what cannot be kept."""
+
+
+class MissingExtra(PyventusError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class NotSerializable(PyventusError, TypeError):
+    """A value cannot travel in an emission; raised by the call that emits."""
+
+
+class Refused(PyventusError):
+    """Bytes that are not an emission signed for this queue; nothing of them was decoded."""
+
+
+class Undecodable(PyventusError):
+    """A verified emission whose arguments do not fit the code of this process."""
+
+
+class UnknownClass(Undecodable):
+    """An emission carries an instance of a class that this process has neither linked nor registered."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"class {name!r} is not known in this process: import the module that defines it and link it to a "
+            f"handler, or register it with EventLinker.register({name.rpartition(':')[2].rpartition('.')[2]})"
+        )
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
+
+
+class Unhandled(PyventusError):
+    """No handler of this process is linked to the event of an emission."""
+
+
+class HandlerTimeout(PyventusError, TimeoutError):
+    """A handler took longer than its ``timeout``."""
+
+
+class HandlersFailed(PyventusError):
+    """Handlers of an emission failed; the message names each with its error.
+
+    Attributes:
+        failures: handler id and error text of each handler that failed.
+    """
+
+    def __init__(self, failures: Iterable[tuple[str, str]]) -> None:
+        self.failures = tuple(failures)
+        super().__init__(self.failures)
+
+    def __str__(self) -> str:
+        return "; ".join(f"handler {handler_id} failed: {error}" for handler_id, error in self.failures)
+
+
+class EmitError(PyventusError):
+    """An emission was not, or may not have been, stored by the broker.
+
+    ``emitter.send(error.emission)`` tries again under the same id, so that what was stored after all is recognised.
+
+    Attributes:
+        emission: the emission that was to be sent.
+        stored: names of the queues that are known to have stored it.
+    """
+
+    def __init__(self, message: str, emission: Emission | None = None, stored: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.emission = emission
+        self.stored: tuple[str, ...] = tuple(stored)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.emission, self.stored)

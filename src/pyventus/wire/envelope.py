@@ -1,0 +1,375 @@
+"""The signed text of an emission: sealed by who emits, verified before anything of it is parsed.
+
+``pv1.<key id or ->.<serializer>.<t|b>.<length of head>.<head><body>.<tag>``
+
+The head is JSON; the body is what the serializer made, as it is if it is ASCII (t), or else in base64 (b). The tag
+covers every byte before it. All of it is ASCII, since it is one string in the JSON of a Celery message.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from pyventus.emission import Emission
+from pyventus.errors import ConfigurationError, NotSerializable, Refused, Undecodable
+from pyventus.wire.base import ContentSerializer, Serializer
+
+if TYPE_CHECKING:
+    from pyventus.wire.keyring import Keyring
+
+__all__ = ["Envelope", "open_envelope", "seal"]
+
+PREFIX = "pv1"
+UNSIGNED = "-"
+_SERIALIZER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LENGTH = re.compile(r"[1-9][0-9]{0,9}")
+_dump_head = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A verified emission whose arguments have not been decoded.
+
+    Attributes:
+        emission: everything but the arguments, for logs and dead letters; args and kwargs are empty.
+        queue: name of the queue it is signed for.
+        message_id: id of the message it is signed for.
+        serializer: decodes the arguments.
+    """
+
+    emission: Emission
+    queue: str
+    message_id: str
+    serializer: Serializer = field(repr=False)
+    _body: str = field(repr=False)
+    _is_text: bool = field(repr=False)
+
+    def decode(self) -> Emission:
+        """The emission with its arguments.
+
+        Raises:
+            Undecodable: the arguments do not fit the code of this process.
+        """
+        loaded = self._load()
+        if isinstance(self.serializer, ContentSerializer) and loaded.event != self.emission.event:
+            raise Undecodable(f"the arguments of {self.emission.event!r} belong to an emission of another event")
+        return replace(self.emission, args=loaded.args, kwargs=loaded.kwargs)
+
+    def _load(self) -> Emission:
+        try:
+            body = self._body.encode("ascii") if self._is_text else b64decode(self._body, validate=True)
+            loaded = self.serializer.loads(body)
+        except Undecodable:
+            raise
+        except Exception as error:
+            raise Undecodable(f"serializer {self.serializer.name!r} failed: {type(error).__name__}") from error
+        if not _is_loaded(loaded):
+            raise Undecodable(
+                f"serializer {self.serializer.name!r} must return an Emission with a tuple of args and a dict of kwargs"
+            )
+        return loaded
+
+
+def _is_loaded(loaded: object) -> bool:
+    if not isinstance(loaded, Emission):
+        return False
+    # A serializer of the user's may not keep to the annotations of Emission.
+    args: object = loaded.args
+    kwargs: object = loaded.kwargs
+    return isinstance(args, tuple) and isinstance(kwargs, dict)
+
+
+# -- Sealing ----------------------------------------------------------------------------------------------------
+
+
+def seal(
+    emission: Emission, *, queue: str, message_id: str, serializer: Serializer, keyring: Keyring, max_size: int
+) -> str:
+    """The signed text that carries ``emission`` in one message to one queue.
+
+    Args:
+        emission: what travels.
+        queue: logical name of the queue.
+        message_id: id of the Celery task that carries it.
+        serializer: encodes the arguments.
+        keyring: signs, if it has a secret.
+        max_size: of the whole text, in bytes.
+
+    Raises:
+        NotSerializable: an argument or header cannot travel, or all of it is larger than ``max_size``.
+        ConfigurationError: the serializer has no usable name, or does not return bytes.
+    """
+    head = _write_head(emission, queue, message_id)
+    coding, body = _write_body(serializer, emission)
+    text = f"{PREFIX}.{keyring.key_id or UNSIGNED}.{serializer.name}.{coding}.{len(head)}.{head}{body}."
+    if keyring.signs:
+        text += keyring.sign(text.encode("ascii"))
+    if len(text) > max_size:
+        raise NotSerializable(
+            f"the emission of {emission.event!r} is {len(text):,} bytes, more than the {max_size:,} of max_size: send "
+            "the id of what is large in its place, or raise max_size of the queue in emitters and workers"
+        )
+    return text
+
+
+def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
+    if not _SERIALIZER_NAME.fullmatch(str(serializer.name)):
+        raise ConfigurationError(
+            f"{type(serializer).__name__}.name must be up to 64 letters, digits, _ and -, not {serializer.name!r}"
+        )
+    body = _dumps(serializer, emission)
+    if body.isascii():
+        return "t", body.decode("ascii")
+    return "b", b64encode(body).decode("ascii")
+
+
+def _dumps(serializer: Serializer, emission: Emission) -> bytes:
+    try:
+        body = serializer.dumps(emission)
+    except NotSerializable:
+        raise
+    except Exception as error:
+        raise NotSerializable(
+            f"serializer {serializer.name!r} failed on {emission.event!r}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(body, bytes):
+        raise ConfigurationError(
+            f"{type(serializer).__name__}.dumps must return bytes, not {type(body).__name__}: use .encode()"
+        )
+    return body
+
+
+# -- Opening ----------------------------------------------------------------------------------------------------
+
+
+def open_envelope(
+    text: object,
+    *,
+    queue: str,
+    message_id: str,
+    serializers: Mapping[str, Serializer],
+    keyring: Keyring,
+    max_size: int,
+) -> Envelope:
+    """Verify ``text``, and only then read its head. Its arguments stay encoded.
+
+    Args:
+        text: what arrived; anything else than text is refused.
+        queue: logical name of the queue whose task runs.
+        message_id: id of the Celery task that carried it.
+        serializers: those that the queue lists, by name.
+        keyring: verifies; without a secret it accepts only what is not signed.
+        max_size: of the whole text, in bytes.
+
+    Raises:
+        Refused: not signed for this queue and message; the reason holds nothing of the content.
+    """
+    parts = _split(_verified(text, keyring, max_size))
+    serializer = serializers.get(parts.serializer)
+    if serializer is None:
+        raise Refused(f"its serializer {parts.serializer!r} is not one of this queue's: {', '.join(serializers)}")
+    signed_queue, signed_id, emission = _read_head(parts.head)
+    if signed_queue != queue:
+        raise Refused(f"it is signed for queue {signed_queue!r} and not {queue!r}")
+    if signed_id != message_id:
+        raise Refused(f"it is signed for message {signed_id!r} and not {message_id!r}")
+    return Envelope(emission, queue, message_id, serializer, parts.body, parts.is_text)
+
+
+def _verified(text: object, keyring: Keyring, max_size: int) -> str:
+    """The text without its tag. Until it is verified nothing is looked at but its prefix, key id and tag."""
+    if type(text) is not str:
+        raise Refused(f"it is not text but {type(text).__name__}")
+    if len(text) > max_size:
+        raise Refused(f"it is {len(text):,} characters, more than the {max_size:,} of max_size")
+    if not text.isascii():
+        raise Refused("it is not ASCII")
+    prefix, _, rest = text.partition(".")
+    if prefix != PREFIX:
+        raise Refused(f"it is not an envelope of format {PREFIX}")
+    cut = text.rfind(".") + 1
+    signed, tag = text[:cut], text[cut:]
+    _check_tag(rest.partition(".")[0], signed, tag, keyring)
+    return signed
+
+
+def _check_tag(key_id: str, signed: str, tag: str, keyring: Keyring) -> None:
+    is_unsigned = key_id == UNSIGNED and not tag
+    if not keyring.signs:
+        if not is_unsigned:
+            raise Refused("it is signed, and this queue has no secret to verify it with")
+        return
+    keys = "the key" if len(keyring) == 1 else f"any of the {len(keyring)} keys"
+    if is_unsigned:
+        raise Refused("it is not signed, and this queue has a secret")
+    if key_id not in keyring.key_ids:
+        raise Refused(f"it is signed with another key: not with {keys} of this queue")
+    if not keyring.verify(key_id, signed.encode("ascii"), tag):
+        raise Refused(f"its signature does not verify with {keys} of this queue")
+
+
+class _Parts(NamedTuple):
+    serializer: str
+    is_text: bool
+    head: str
+    body: str
+
+
+def _split(signed: str) -> _Parts:
+    fields = signed.split(".", 5)
+    if len(fields) != 6:
+        _malformed()
+    _, _, serializer, coding, length, rest = fields
+    if not _SERIALIZER_NAME.fullmatch(serializer) or coding not in ("t", "b") or not _LENGTH.fullmatch(length):
+        _malformed()
+    end = int(length)
+    if end >= len(rest):
+        _malformed()
+    return _Parts(serializer, coding == "t", rest[:end], rest[end:-1])
+
+
+def _malformed() -> NoReturn:
+    raise Refused("it is malformed")
+
+
+# -- The head ---------------------------------------------------------------------------------------------------
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_texts(value: object) -> bool:
+    return type(value) is list and all(type(item) is str for item in value)
+
+
+def _is_headers(value: object) -> bool:
+    return type(value) is dict and all(type(key) is str and type(item) is str for key, item in value.items())
+
+
+def _is_version(value: object) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_priority(value: object) -> bool:
+    return value is None or (type(value) is int and 0 <= value <= 9)
+
+
+def _is_instant(value: object) -> bool:
+    return value is None or type(value) is str
+
+
+# In the order of the head. What a sealed head may not hold, an opened one may not either.
+_HEAD: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("queue", _is_text, "text"),
+    ("message id", _is_text, "text"),
+    ("id", _is_text, "text"),
+    ("event", _is_text, "text"),
+    ("version", _is_version, "a whole number from 1 up, or None"),
+    ("bases", _is_texts, "names"),
+    ("linker", _is_text, "text"),
+    ("handlers", _is_texts, "names"),
+    ("attempt", _is_count, "a whole number from 1 up"),
+    ("timestamp", _is_text, "an aware datetime"),
+    ("due", _is_instant, "an aware datetime, or None"),
+    ("expires", _is_instant, "an aware datetime, or None"),
+    ("priority", _is_priority, "0 to 9, or None"),
+    ("headers", _is_headers, "text by text: convert the values with str()"),
+)
+
+
+def _write_head(emission: Emission, queue: str, message_id: str) -> str:
+    head = [
+        queue,
+        message_id,
+        emission.id,
+        emission.event,
+        emission.version,
+        list(emission.bases),
+        emission.linker,
+        list(emission.handlers),
+        emission.attempt,
+        _write_instant("timestamp", emission.timestamp),
+        _write_instant("due", emission.due),
+        _write_instant("expires", emission.expires),
+        emission.priority,
+        dict(emission.headers),
+    ]
+    for value, (name, fits, wanted) in zip(head, _HEAD, strict=True):
+        if not fits(value):
+            raise NotSerializable(f"{name} of the emission of {emission.event!r} must be {wanted}")
+    return _dump_head(head)
+
+
+def _read_head(text: str) -> tuple[str, str, Emission]:
+    try:
+        head = json.loads(text)
+    except (ValueError, RecursionError):
+        _malformed()
+    if type(head) is not list or len(head) != len(_HEAD):
+        _malformed()
+    if not all(fits(value) for value, (_, fits, _) in zip(head, _HEAD, strict=True)):
+        _malformed()
+    queue, message_id, *of_emission = head
+    return queue, message_id, _headed(*of_emission)
+
+
+def _headed(
+    id: str,
+    event: str,
+    version: int | None,
+    bases: list[str],
+    linker: str,
+    handlers: list[str],
+    attempt: int,
+    timestamp: str,
+    due: str | None,
+    expires: str | None,
+    priority: int | None,
+    headers: dict[str, str],
+) -> Emission:
+    return Emission(
+        id=id,
+        event=event,
+        version=version,
+        bases=tuple(bases),
+        linker=linker,
+        handlers=tuple(handlers),
+        attempt=attempt,
+        timestamp=_read_instant(timestamp),
+        due=None if due is None else _read_instant(due),
+        expires=None if expires is None else _read_instant(expires),
+        priority=priority,
+        headers=headers,
+    )
+
+
+def _write_instant(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise NotSerializable(f"{name} of an emission must be an aware datetime, such as datetime.now(UTC)")
+    try:
+        return value.isoformat() if value.tzinfo is UTC else value.astimezone(UTC).isoformat()
+    except OverflowError:
+        raise NotSerializable(f"{name} of an emission is too near the end of the calendar: {value}") from None
+
+
+def _read_instant(text: str) -> datetime:
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        _malformed()
+    if value.utcoffset() is None:
+        _malformed()
+    return value

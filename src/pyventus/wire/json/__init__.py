@@ -1,0 +1,43 @@
+"""JSON that round-trips exactly.
+
+What JSON itself carries exactly stands as it is. Everything else is an object with a tag under ``$``, of a closed
+table: ``{"$": "tuple", "v": [1, 2]}``. A tag never names code; the names of classes are only looked up among those
+that this process knows already.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pyventus.errors import NotSerializable
+from pyventus.wire.base import Content, ContentSerializer
+from pyventus.wire.json.base import MAX_DEPTH, MAX_ITEMS, Unfit
+from pyventus.wire.json.decoding import Decoder, parse
+from pyventus.wire.json.encoding import Encoder
+
+__all__ = ["MAX_DEPTH", "MAX_ITEMS", "JSONSerializer"]
+
+_write = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
+
+class JSONSerializer(ContentSerializer):
+    """The default: exact for the standard types, and for instances of the classes that the worker knows.
+
+    Exactly these types travel, nested up to `MAX_DEPTH`: None, bool, int (up to 4,300 digits), float, str, bytes, list,
+    tuple, set, frozenset, dict, datetime, date, time, timedelta, Decimal, UUID, members of enums, exceptions (type,
+    args and notes), instances of dataclasses, msgspec Structs, attrs and pydantic classes (their fields, without
+    running ``__init__`` or validators again, but for Structs), and of classes registered with a codec. Two references
+    to one object become two objects. What an instance or exception has beyond this, such as a cached property or an
+    attribute that an exception's ``__init__`` adds, stays behind.
+    """
+
+    name = "json"
+
+    def pack(self, content: Content) -> bytes:
+        try:
+            return _write(Encoder().content(content)).encode("ascii")
+        except Unfit as unfit:
+            raise NotSerializable(unfit.text(content[0])) from unfit.__cause__
+
+    def unpack(self, data: bytes) -> object:
+        return Decoder().content(parse(data))

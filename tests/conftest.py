@@ -1,0 +1,71 @@
+"""What every test may ask for: brokers of both kinds, and names of its own on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NoReturn
+from uuid import uuid4
+
+import hypothesis
+import pytest
+
+from tests.brokers import RabbitMQ, Valkey
+
+# Deadlines would make a test's outcome depend on how busy the machine is.
+hypothesis.settings.register_profile("pyventus", deadline=None)
+hypothesis.settings.load_profile("pyventus")
+
+
+def service_missing(how_to_start: str) -> NoReturn:
+    """Skip the test, or fail it where the services are meant to be there."""
+    if os.environ.get("PYVENTUS_REQUIRE_SERVICES") == "1":
+        pytest.fail(how_to_start, pytrace=False)
+    pytest.skip(how_to_start)
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    """The session's embedded server; a test that breaks its server starts its own ``Valkey``."""
+    with Valkey(password="redispw") as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> Iterator[str]:
+    yield valkey.url
+    with valkey.client() as client:
+        client.flushall()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> RabbitMQ:
+    server = RabbitMQ(os.environ.get("PYVENTUS_TEST_AMQP_URL", "amqp://guest:guest@localhost:5672//"))
+    try:
+        with server.channel():
+            return server
+    except Exception as error:  # whatever it is: it does not answer
+        service_missing(
+            f"no RabbitMQ ({error!r}): start one with `docker run -p 5672:5672 rabbitmq:4`, "
+            "or name yours in PYVENTUS_TEST_AMQP_URL"
+        )
+
+
+@pytest.fixture
+def amqp_url(rabbitmq: RabbitMQ, queue_name: str) -> Iterator[str]:
+    """RabbitMQ's URL; the test's queue is deleted afterwards."""
+    yield rabbitmq.url
+    rabbitmq.delete(queue_name)
+
+
+@pytest.fixture(params=["redis", "amqp"])
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """Runs the test once on each broker."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture
+def queue_name() -> str:
+    """A queue that no other test, and nobody else on a shared broker, uses."""
+    return f"pyventus-test-{uuid4().hex[:12]}"

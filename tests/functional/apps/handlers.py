@@ -1,0 +1,212 @@
+"""Handlers of the tests' workers: each says in the log what it did, for which emission."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from pyventus import EventLinker
+from pyventus.events import event
+from pyventus.running import current_emission, current_state
+from tests.functional.apps.support import BARRIER
+
+
+@dataclass
+class Parcel:
+    id: int
+
+
+@event("tests:Crate")
+@dataclass
+class Crate:
+    id: int
+    weight: int
+
+
+class Shop(EventLinker, name="shop"):
+    """A linker of the workers' own."""
+
+
+def say(*words: object) -> None:
+    print(" ".join(map(str, [current_emission().id, *words])))
+
+
+def where() -> str:
+    """On which thread, seen from the loop of the process."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return "task" if threading.current_thread() is threading.main_thread() else "thread"
+    return "loop"
+
+
+@EventLinker.on("Plain", name="plain")
+async def plain(*args: object, **kwargs: object) -> None:
+    say("plain", *args, *kwargs.items())
+
+
+@EventLinker.on(Parcel, name="parcel")
+def parcel(it: Parcel) -> None:
+    say("parcel", it.id)
+
+
+@EventLinker.on(Crate, name="crate")
+def crate(it: Crate) -> None:
+    say("crate", it.id)
+
+
+@Shop.on("Plain", name="shop")
+def in_shop() -> None:
+    say("in the shop")
+
+
+@EventLinker.on("Where")
+async def where_async() -> None:
+    say("async on", where(), "process", os.getpid(), "loop", id(asyncio.get_running_loop()))
+
+
+@EventLinker.on("Where", "WhereAlone")
+def where_sync() -> None:
+    say("sync on", where())
+
+
+@EventLinker.on("Where")
+def where_sync_too() -> None:
+    say("second sync on", where())
+
+
+@EventLinker.on("Fails", name="fails")
+def fails(text: str) -> None:
+    raise ValueError(text)
+
+
+@EventLinker.on("Fails", name="fails too")
+async def fails_too(text: str) -> None:
+    raise LookupError(text)
+
+
+@EventLinker.on("Fails", name="succeeds")
+async def succeeds(text: str) -> None:
+    say("succeeded beside a failure")
+
+
+@EventLinker.on("TooSlow", name="too slow", timeout=0.2)
+async def too_slow() -> None:
+    await asyncio.sleep(60)
+
+
+@EventLinker.on("TooSlow", name="too slow, too", timeout=0.2)
+def too_slow_too() -> None:
+    time.sleep(0.5)
+
+
+@EventLinker.on("Limited", name="limited")
+async def limited() -> None:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        say("was cancelled")
+        raise
+
+
+@EventLinker.on("LimitedToo", name="limited-too-async")
+async def limited_too() -> None:
+    await limited()
+
+
+@EventLinker.on("LimitedToo", name="limited-too-sync")
+def limited_in_the_thread_of_the_task() -> None:
+    time.sleep(60)
+
+
+@EventLinker.on("Stubborn", name="stubborn")
+def stubborn(file: str) -> None:
+    """Outlives the soft time limit, the first time."""
+    mark = Path(file)
+    if mark.exists():
+        return say("ran again")
+    mark.touch()
+    say("ran first")
+    try:
+        time.sleep(30)
+    except SoftTimeLimitExceeded:
+        time.sleep(60)
+    return None
+
+
+@EventLinker.on("Killed", name="killed")
+def killed(file: str) -> None:
+    """Is killed with its process, the first time."""
+    mark = Path(file)
+    if mark.exists():
+        return say("ran again")
+    mark.touch()
+    say("is killed")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+@EventLinker.on("Meets", name="meets")
+async def meets() -> None:
+    """Waits for others of its kind, which run in other tasks."""
+    state = current_state()
+    if "barrier" not in state:
+        state["barrier"] = asyncio.Barrier(BARRIER)
+    await state["barrier"].wait()
+    say("met the others")
+
+
+@EventLinker.on("WaitsFor", name="waits")
+async def waits_for(file: str) -> None:
+    say("waits")
+    while not Path(file).exists():
+        await asyncio.sleep(0.02)
+    say("finished")
+
+
+@EventLinker.on("WaitsFor", name="waits, too")
+def waits_for_too(file: str) -> None:
+    say("waits, too")
+    while not Path(file).exists():
+        time.sleep(0.02)
+    say("finished, too")
+
+
+@EventLinker.on("HoldsOn", name="holds on")
+def holds_on(file: str) -> None:
+    waits_for_too(file)
+
+
+@EventLinker.on("HoldsOn", name="holds on, too")
+def holds_on_too(file: str) -> None:
+    say("waits")
+    waits_for_too(file)
+
+
+@EventLinker.on("State", name="state")
+async def state() -> None:
+    say("state", current_state(), "process", os.getpid())
+
+
+@EventLinker.on("Surrounded", name="surrounded")
+async def surrounded() -> None:
+    emission = current_emission()
+    say("inside", emission.event, emission.headers["request"], current_middleware())
+
+
+@EventLinker.on("Surrounded", name="surrounded, too")
+def surrounded_too() -> None:
+    say("inside, too", current_middleware())
+
+
+def current_middleware() -> Any:
+    return sys.modules["tests.functional.apps.service"].inside.get(None)

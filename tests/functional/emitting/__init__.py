@@ -1,0 +1,1 @@
+"""What the tests of emitting start in processes of their own."""

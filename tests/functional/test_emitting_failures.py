@@ -1,0 +1,594 @@
+"""An emit ends within its deadline whatever the broker does, and says what became of the emission."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from pyventus import EmitError
+from pyventus.emitters.celery import CeleryEventEmitter, publisher
+from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker, refused_port, trickling_broker
+
+SECONDS = 0.5
+# The promise is "never for minutes"; the machine may be busy.
+BOUND = 10.0
+PASSWORD = "s3krit-of-the-broker"
+
+SCHEMES = ["redis", "amqp"]
+
+
+def emitter_to(url: str, queue: str = "events", *, timeout: float = SECONDS, **settings: Any) -> CeleryEventEmitter:
+    app = Celery("emitting", broker=url)
+    app.conf.update(settings)
+    return CeleryEventEmitter(CeleryEventEmitter.Queue(app, queue), timeout=timeout)
+
+
+def eventually(condition: Callable[[], object], what: str, timeout: float = 20.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout:g} s: {what}"
+        time.sleep(0.02)
+
+
+def senders() -> int:
+    return sum(thread.name == "pyventus" for thread in threading.enumerate())
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def emit_until_stored(emitter: CeleryEventEmitter, emission: Any) -> None:
+    """Send it again until it is stored: fail-fast refuses it for a second."""
+
+    def is_stored() -> bool:
+        with contextlib.suppress(EmitError):
+            return emitter.send(emission) is emission
+        return False
+
+    eventually(is_stored, "the emission is stored again")
+
+
+def failing_emit(emitter: CeleryEventEmitter, how: str) -> EmitError:
+    """Emit to a broken broker, by emit or aemit, and return the error."""
+    started = time.monotonic()
+    with pytest.raises(EmitError) as caught:
+        if how == "emit":
+            emitter.emit("Event", 1, a=2)
+        else:
+            asyncio.run(aemit_beside_ticks(emitter))
+    assert time.monotonic() - started < BOUND
+    error = caught.value
+    assert error.emission is not None
+    assert (error.emission.event, error.emission.args, error.emission.kwargs) == ("Event", (1,), {"a": 2})
+    assert error.stored == ()
+    assert "queue 'events'" in str(error)
+    assert error.emission.id in str(error)
+    assert PASSWORD not in str(error)
+    return error
+
+
+async def aemit_beside_ticks(emitter: CeleryEventEmitter) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    started = time.monotonic()
+    try:
+        await emitter.aemit("Event", 1, a=2)
+    finally:
+        ticking.cancel()
+        # Nothing at all in a loop that was blocked; half a second of them at the least in one that was not.
+        assert ticks > 20 * (time.monotonic() - started) - 10
+
+
+class polite_trickling_broker(trickling_broker):
+    """Lets the client speak first, as brokers do: py-amqp reads TCP_MAXSEG and sets it again, which Linux refuses once
+    bytes have come in over the loopback.
+    """
+
+    def serve(self, client: Any) -> None:
+        client.recv(1)
+        super().serve(client)
+
+
+@contextlib.contextmanager
+def broken_broker(kind: str, scheme: Any) -> Iterator[str]:
+    login = f":{PASSWORD}@" if scheme == "redis" else f"guest:{PASSWORD}@"
+    if kind == "unresolvable":
+        yield f"{scheme}://{login}no-such-host.invalid:1/"
+    elif kind == "refused":
+        with refused_port() as port:
+            yield f"{scheme}://{login}127.0.0.1:{port}/"
+    else:
+        with hanging_broker() if kind == "hanging" else polite_trickling_broker(scheme) as broker:
+            yield broker.url(scheme).replace("://", f"://{login}")
+
+
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+@pytest.mark.parametrize("kind", ["refused", "hanging", "trickling", "unresolvable"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_broken_from_the_start(scheme: str, kind: str, how: str) -> None:
+    """Whatever is wrong with it, the error comes in time and says what is known."""
+    with broken_broker(kind, scheme) as url:
+        error = failing_emit(emitter_to(url), how)
+    if kind in ("refused", "unresolvable"):
+        assert "it was not sent" in str(error)
+        assert "error" in str(error).lower()
+    else:
+        assert "did not answer within the deadline; whether it was stored is unknown" in str(error)
+
+
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+def test_redis_stopped_while_connected(how: str) -> None:
+    """A stopped process keeps its connections; what was sent to it meanwhile may be sent again."""
+    with Valkey(password=PASSWORD) as server:
+        emitter = emitter_to(server.url)
+        emitter.emit("Event")
+        server.pause()
+        error = failing_emit(emitter, how)
+        server.resume()
+        emit_until_stored(emitter, error.emission)
+        with server.client() as client:
+            texts = [text for text in client.lrange("events", 0, -1) if error.emission.id.encode() in text]
+        assert texts
+
+
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+@pytest.mark.parametrize("replies", ["frozen", "trickle"])
+def test_stopped_behind_a_proxy_while_connected(broker_url: str, queue_name: str, how: str, replies: str) -> None:
+    """A connection that has worked is bounded too; the same emission is stored once the broker is back."""
+    with FreezableProxy(broker_url) as proxy:
+        # Redis' reply is four bytes, of which one comes every 0.2 s.
+        emitter = emitter_to(proxy.proxied_url, queue_name, timeout=0.5)
+        emit_until_stored(emitter, emitter.prepare("Event"))
+        if replies == "frozen":
+            proxy.freeze()
+        else:
+            proxy.replies = "trickle"
+        started = time.monotonic()
+        with pytest.raises(EmitError, match="did not answer within the deadline") as caught:
+            emitter.emit("Event") if how == "emit" else asyncio.run(aemit_beside_ticks(emitter))
+        assert time.monotonic() - started < BOUND
+        assert "guest:guest" not in str(caught.value)
+        assert "redispw" not in str(caught.value)
+        proxy.replies = "forward"
+        proxy.thaw()
+        emit_until_stored(emitter, caught.value.emission)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_fails_fast_without_touching_the_broker(scheme: Any) -> None:
+    """After a failure emits fail at once, without a connection; a second later one tries again."""
+    with hanging_broker() as broker:
+        emitter = emitter_to(broker.url(scheme), timeout=0.3)
+        with pytest.raises(EmitError, match="did not answer"):
+            emitter.emit("Event")
+        failed = time.monotonic()
+        for _ in range(50):
+            with pytest.raises(EmitError, match=r"not sent, because the broker failed less than 1 s ago"):
+                emitter.emit("Event")
+        if time.monotonic() - failed < publisher.FAIL_FAST_SECONDS:
+            assert broker.accepted == 1
+
+        def is_tried() -> bool:
+            with contextlib.suppress(EmitError):
+                emitter.emit("Event")
+            return broker.accepted == 2
+
+        eventually(is_tried, "a second attempt")
+        assert time.monotonic() - failed >= publisher.FAIL_FAST_SECONDS
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_sender_probes_for_all(scheme: Any) -> None:
+    """While a broker is down many threads do not each hang a thread of the publisher's at it."""
+    with hanging_broker() as broker:
+        emitter = emitter_to(broker.url(scheme), timeout=0.3)
+        with pytest.raises(EmitError):
+            emitter.emit("Event")
+        time.sleep(publisher.FAIL_FAST_SECONDS)
+        errors = in_threads(12, lambda _: emitter.emit("Event"))
+        assert [type(error) for error in errors] == [EmitError] * 12
+        assert broker.accepted == 2
+
+
+def in_threads(count: int, call: Callable[[int], object]) -> list[BaseException | None]:
+    errors: list[BaseException | None] = [None] * count
+
+    def run(index: int) -> None:
+        try:
+            call(index)
+        except BaseException as error:
+            errors[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+        assert not thread.is_alive()
+    return errors
+
+
+# A generator of py-amqp's, closed with its connection, wants to set a timeout of the closed socket back. A socket whose
+# creation is interrupted is left to the garbage collector, which closes it and says so.
+@pytest.mark.filterwarnings("ignore:.*having_timeout.*:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*socket.socket.*:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["hanging", "trickling"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_failures_leave_nothing_behind(scheme: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads and sockets of failed emits are bounded, and end with their socket's timeout, or by interruption."""
+    monkeypatch.setattr(publisher, "FAIL_FAST_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "SOCKET_SECONDS", 1.0)
+    monkeypatch.setattr(publisher, "TRICKLE_SECONDS", 3.0 if kind == "trickling" else 300.0)
+    threads, files = senders(), open_files()
+    with hanging_broker() if kind == "hanging" else polite_trickling_broker(scheme) as broker:
+        emitter = emitter_to(broker.url(scheme), timeout=0.02, broker_connection_timeout=1)
+        messages = []
+        for _ in range(60):
+            with pytest.raises(EmitError) as caught:
+                emitter.emit("Event")
+            messages.append(str(caught.value))
+            assert senders() - threads <= publisher.MAX_LEAVING + 1
+        assert broker.accepted <= 60
+        assert "because 20 earlier attempts still hang at the broker" in messages[-1]
+
+        # Nobody is let through any more; the old ones are looked after.
+        monkeypatch.setattr(publisher, "FAIL_FAST_SECONDS", 300.0)
+
+        def have_ended() -> bool:
+            with pytest.raises(EmitError, match="not sent"):
+                emitter.emit("Event")
+            return senders() <= threads
+
+        eventually(have_ended, "the abandoned senders have ended")
+    eventually(lambda: _collected(files), "their sockets are closed")
+
+
+def _collected(files: int) -> bool:
+    import gc
+
+    gc.collect()
+    return open_files() <= files + 2
+
+
+def test_a_name_that_resolves_slowly_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up cannot be interrupted by any timeout of a socket."""
+    import socket
+
+    resolved = threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        resolved.wait(BOUND)
+        raise socket.gaierror("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with pytest.raises(EmitError, match="did not answer within the deadline"):
+        emitter_to("redis://example.invalid/0", timeout=0.3).emit("Event")
+    resolved.set()
+
+
+def test_a_malformed_url_does_not_show_its_password() -> None:
+    """urllib names the part of a password that it takes for the port."""
+    emitter = emitter_to("redis://:pass/word@localhost:6379/0")
+    with pytest.raises(EmitError, match="percent-encoded") as caught:
+        emitter.emit("Event")
+    assert "'pass'" not in str(caught.value)
+
+
+def test_the_password_never_shows(rabbitmq: RabbitMQ) -> None:
+    """Nor when the broker refuses it."""
+    with Valkey(password="another") as server, pytest.raises(EmitError) as caught:
+        emitter_to(server.url.replace("another", PASSWORD)).emit("Event")
+    assert PASSWORD not in str(caught.value)
+    with pytest.raises(EmitError, match="not sent") as caught:
+        emitter_to(rabbitmq.url.replace("guest:guest", f"guest:{PASSWORD}"), timeout=5).emit("Event")
+    assert PASSWORD not in str(caught.value)
+
+
+def test_a_cancelled_aemit_reports_nothing_later(caplog: pytest.LogCaptureFixture) -> None:
+    """What a sender says after its waiter has left is no unhandled error of the loop."""
+
+    async def cancel() -> None:
+        task = asyncio.create_task(emitter.aemit("Event"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        broker.close()
+        await asyncio.sleep(0.2)
+
+    with hanging_broker() as broker:
+        emitter = emitter_to(broker.url("redis"))
+        asyncio.run(cancel())
+    assert caplog.text == ""
+
+
+def test_a_timed_out_aemit_reports_nothing_later(caplog: pytest.LogCaptureFixture, recwarn: Any) -> None:
+    """The abandoned sender ends without a word in a loop that still runs."""
+
+    async def give_up() -> None:
+        with pytest.raises(EmitError):
+            await emitter.aemit("Event")
+        broker.close()
+        await asyncio.sleep(0.3)
+
+    with polite_trickling_broker("redis") as broker:
+        emitter = emitter_to(broker.url("redis"), timeout=0.3)
+        asyncio.run(give_up())
+    assert caplog.text == ""
+
+
+# -- What the broker refuses or forgets ---------------------------------------------------------------------------
+
+
+def test_publishes_are_confirmed(amqp_url: str, rabbitmq: RabbitMQ, queue_name: str) -> None:
+    """What RabbitMQ refuses with a negative confirm is an error; its other queues are not suspected."""
+    from kombu import Queue
+
+    full = Queue(
+        queue_name, routing_key=queue_name, queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    app = Celery("emitting", broker=amqp_url)
+    other_name = f"{queue_name}-other"
+    app.conf.task_queues = [full, Queue(other_name, routing_key=other_name)]
+    emitter = CeleryEventEmitter(CeleryEventEmitter.Queue(app, queue_name))
+    other = CeleryEventEmitter(CeleryEventEmitter.Queue(app, other_name))
+    try:
+        emitter.emit("Event")
+        with pytest.raises(
+            EmitError, match="RabbitMQ refused it, as it does when the queue is full; it was not stored"
+        ):
+            emitter.emit("Event")
+        other.emit("Event")
+        assert rabbitmq.depth(queue_name) == 1
+    finally:
+        rabbitmq.delete(other_name)
+
+
+def test_a_refused_message_leaves_no_other_waiting(
+    amqp_url: str, rabbitmq: RabbitMQ, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender that ends with a refusal may have been the only one."""
+    from kombu import Queue
+
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    full = Queue(
+        queue_name, routing_key=queue_name, queue_arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    other_name = f"{queue_name}-other"
+    try:
+        with FreezableProxy(amqp_url) as proxy:
+            app = Celery("emitting", broker=proxy.proxied_url)
+            app.conf.task_queues = [full, Queue(other_name, routing_key=other_name)]
+            to_full, to_other = (
+                CeleryEventEmitter(CeleryEventEmitter.Queue(app, name), timeout=8) for name in (queue_name, other_name)
+            )
+            to_full.emit("Event")
+            proxy.freeze()
+            senders_of_app = to_full._queues[0].publisher._senders
+            errors: list[BaseException | None] = []
+            threads = [
+                threading.Thread(target=lambda each=each: errors.extend(in_threads(1, lambda _: each.emit("Event"))))
+                for each in (to_full, to_other)
+            ]
+            threads[0].start()
+            eventually(lambda: senders_of_app._idle == 0, "the first is being sent")
+            threads[1].start()
+            eventually(lambda: senders_of_app._waiting, "the second waits")
+            proxy.thaw()
+            for thread in threads:
+                thread.join()
+        assert sorted(type(error).__name__ for error in errors) == ["EmitError", "NoneType"]
+        assert rabbitmq.depth(other_name) == 1
+    finally:
+        rabbitmq.delete(other_name)
+
+
+def test_waiting_messages_are_refused_with_the_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them may pass for stored, however short the time of failing fast."""
+    monkeypatch.setattr(publisher, "FAIL_FAST_SECONDS", 0.0)
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    with hanging_broker() as broker:
+        emitter = emitter_to(broker.url("redis"))
+        errors = in_threads(5, lambda _: emitter.emit("Event"))
+    assert [type(error) for error in errors] == [EmitError] * 5
+
+
+def test_a_deleted_queue_is_declared_again(amqp_url: str, rabbitmq: RabbitMQ, queue_name: str) -> None:
+    """A connection remembers what it has declared, and somebody may delete it."""
+    emitter = emitter_to(amqp_url, queue_name, timeout=5)
+    emitter.emit("Event")
+    rabbitmq.delete(queue_name)
+    emitter.emit("Event")
+    assert rabbitmq.depth(queue_name) == 1
+
+
+def test_unroutable_is_an_error(amqp_url: str, rabbitmq: RabbitMQ, queue_name: str) -> None:
+    """An exchange that leads nowhere swallows nothing."""
+    from kombu import Exchange, Queue
+
+    exchange = Exchange(queue_name, type="topic")
+    app = Celery("emitting", broker=amqp_url)
+    app.conf.task_queues = [Queue(queue_name, exchange, routing_key="somewhere", no_declare=True)]
+    emitter = CeleryEventEmitter(CeleryEventEmitter.Queue(app, queue_name), timeout=5)
+    with rabbitmq.channel() as channel:
+        exchange(channel).declare()
+    for _ in range(2):
+        with pytest.raises(EmitError, match="no queue to route it to"):
+            emitter.emit("Event")
+
+
+def test_a_closed_idle_connection_is_replaced(broker_url: str, queue_name: str) -> None:
+    """Brokers and firewalls close connections that idle; the next emit notices before it sends."""
+    with FreezableProxy(broker_url) as proxy:
+        emitter = emitter_to(proxy.proxied_url, queue_name, timeout=5)
+        for _ in range(3):
+            emitter.emit("Event")
+            proxy.cut()
+            time.sleep(0.1)
+        emitter.emit("Event")
+        assert proxy.accepted >= 4
+
+
+def test_a_closed_idle_connection_is_noticed_with_many_open_files(amqp_url: str, queue_name: str) -> None:
+    """select() refuses file descriptors from 1024 up, which servers reach."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        emitter = emitter_to(amqp_url, queue_name, timeout=5)
+        emitter.emit("Event")
+        emitter.emit("Event")
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_restarted_redis_goes_on() -> None:
+    """A restart between two emits costs neither of them."""
+    with Valkey() as server:
+        emitter = emitter_to(server.url, timeout=5)
+        emitter.emit("Event")
+        server.kill()
+        server.restart()
+        emitter.emit("Event")
+        with server.client() as client:
+            assert client.llen("events") == 1
+
+
+def test_lost_replies_store_nothing_twice(redis_url: str, valkey: Valkey, queue_name: str) -> None:
+    """A client that retries by itself stores once more with every lost reply."""
+    with FreezableProxy(redis_url) as proxy, valkey.client() as client:
+        emitter = emitter_to(proxy.proxied_url, queue_name)
+        emitter.emit("Event")
+        proxy.replies = "drop"
+        with pytest.raises(EmitError, match="whether it was stored is unknown") as caught:
+            emitter.emit("Event")
+        proxy.cut()
+        proxy.replies = "forward"
+        time.sleep(0.3)
+        assert client.llen(queue_name) == 2
+        emit_until_stored(emitter, caught.value.emission)
+        assert client.llen(queue_name) == 3
+
+
+class closes_after_the_request(FreezableProxy):
+    """Closes the connection when the broker has done what it was asked, before its reply."""
+
+    def _reply(self, client: Any, data: bytes) -> None:
+        if self.replies == "drop":
+            raise OSError
+        super()._reply(client, data)
+
+
+def test_connections_closed_before_the_reply_store_nothing_twice(
+    redis_url: str, valkey: Valkey, queue_name: str
+) -> None:
+    """A connection error after sending is no reason to send again."""
+    with closes_after_the_request(redis_url) as proxy, valkey.client() as client:
+        emitter = emitter_to(proxy.proxied_url, queue_name)
+        emitter.emit("Event")
+        proxy.replies = "drop"
+        with pytest.raises(EmitError, match="ConnectionError.*whether it was stored is unknown"):
+            emitter.emit("Event")
+        assert client.llen(queue_name) == 2
+
+
+# -- Several queues, several URLs ---------------------------------------------------------------------------------
+
+
+def test_the_error_says_which_queues_have_stored_it(broker_url: str, queue_name: str) -> None:
+    """One broker of two is down."""
+    with refused_port() as port:
+        up = CeleryEventEmitter.Queue(Celery("up", broker=broker_url), queue_name)
+        down = CeleryEventEmitter.Queue(Celery("down", broker=f"redis://127.0.0.1:{port}/0"), "down")
+        emitter = CeleryEventEmitter([up, down])
+        with pytest.raises(EmitError, match="queue 'down'") as caught:
+            emitter.emit("Event")
+    assert caught.value.stored == (queue_name,)
+    assert f"queue {queue_name!r}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["refused", "hanging"])
+def test_failover(redis_url: str, valkey: Valkey, queue_name: str, kind: str) -> None:
+    """Of "a;b" the second takes over: at once if the first refuses, with the next attempt if it hangs."""
+    with broken_broker(kind, "redis") as url, valkey.client() as client:
+        emitter = emitter_to(f"{url};{redis_url}", queue_name)
+        emission = emitter.prepare("Event")
+        if kind == "refused":
+            emitter.send(emission)
+        else:
+            emit_until_stored(emitter, emission)
+        assert client.llen(queue_name) == 1
+
+
+def test_waiting_for_a_free_connection_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was never sent is said to be so."""
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    with hanging_broker() as broker:
+        slow = emitter_to(broker.url("redis"), timeout=2)
+        quick = CeleryEventEmitter(slow._queues[0], timeout=0.1)
+        thread = threading.Thread(target=in_threads, args=(1, lambda _: slow.emit("Event")))
+        thread.start()
+        eventually(lambda: broker.accepted == 1, "the first emit hangs")
+        with pytest.raises(EmitError, match="all connections were busy until the deadline, and it was not sent"):
+            quick.emit("Event")
+        thread.join()
+
+
+def test_a_thread_that_cannot_start_is_an_emit_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of threads, or at the interpreter's exit."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(publisher, "start_native_thread", refuse)
+    with pytest.raises(EmitError, match="it was not sent: can't start new thread"):
+        emitter_to("memory://").emit("Event")
+
+
+def test_the_default_timeout_of_sockets_stays(
+    broker_url: str, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kombu's collect() changes that of the whole process for a moment."""
+    import socket
+
+    changes: list[object] = []
+    threads = senders()
+    with FreezableProxy(broker_url) as proxy:
+        emitter = emitter_to(proxy.proxied_url, queue_name)
+        emitter.emit("Event")
+        monkeypatch.setattr(socket, "setdefaulttimeout", changes.append)
+        proxy.freeze()
+        with pytest.raises(EmitError):
+            emitter.emit("Event")
+    eventually(lambda: senders() <= threads, "the connection is closed")
+    assert changes == []
+
+
+def test_idle_senders_end(broker_url: str, queue_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their connections; the next emit makes a new one."""
+    monkeypatch.setattr(publisher, "IDLE_SECONDS", 0.2)
+    threads = senders()
+    emitter = emitter_to(broker_url, queue_name, timeout=5)
+    for _ in range(2):
+        emitter.emit("Event")
+        eventually(lambda: senders() <= threads, "the sender has ended")
