@@ -38,7 +38,9 @@ class Emission:
         priority: 0 to 9, 9 first, or None.
         linker: name of the linker whose handlers run.
         headers: of the caller's own, such as a request id.
-        attempt: 1, and one more for each time that its handlers are run again.
+        attempt: 1, and one more for each time that its handlers are run again because they failed.
+        replay: 0, and one more for each time that it was replayed as a dead letter, when attempts start anew.
+        suspect: whether a worker process died while it held it, so that it runs alone in its process.
         handlers: ids of the handlers still to run; empty: all that are linked to the event.
     """
 
@@ -55,6 +57,8 @@ class Emission:
     linker: str = "default"
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     attempt: int = 1
+    replay: int = 0
+    suspect: bool = field(default=False, repr=False)
     handlers: tuple[str, ...] = ()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class ConfigurationError(PyventusError):
 
 class MissingExtra(PyventusError, ImportError):
     """An optional dependency is not installed."""
+
+
+def check_seconds(option: str, value: object) -> None:
+    """Raise `InvalidOption` unless ``value`` is a finite number of seconds from 0 up."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InvalidOption(f"{option} must be a number of seconds from 0 up, not {value!r}")
 
 
 class NotSerializable(PyventusError, TypeError):
@@ -66,6 +73,37 @@ class Unhandled(PyventusError):
 
 class HandlerTimeout(PyventusError, TimeoutError):
     """A handler took longer than its ``timeout``."""
+
+
+class WorkerLost(PyventusError):
+    """Handlers were given up because worker processes died each time that they ran alone in one."""
+
+
+class RetryLater(PyventusError):
+    """Raised by a handler that wants to be run again after ``seconds``, whatever its policy's delay.
+
+    The attempts of its policy are counted all the same; without a policy those of ``Retry()``.
+
+    Raises:
+        InvalidOption: ``seconds`` is not a number from 0 up.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        check_seconds("seconds", seconds)
+        super().__init__(seconds, reason)
+        self.seconds = float(seconds)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"again in {self.seconds:g} s" + (f": {self.reason}" if self.reason else "")
+
+
+class GiveUp(PyventusError):
+    """Raised by a handler that has failed and would fail again: it is not retried, whatever its policy."""
+
+
+class LeaseLost(PyventusError):
+    """Another process has taken over a handler, because this one did not renew its lease in time."""
 
 
 class HandlersFailed(PyventusError):

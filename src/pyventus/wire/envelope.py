@@ -61,6 +61,25 @@ class Envelope:
             raise Undecodable(f"the arguments of {self.emission.event!r} belong to an emission of another event")
         return replace(self.emission, args=loaded.args, kwargs=loaded.kwargs)
 
+    def reseal(
+        self, emission: Emission, *, queue: str, message_id: str, keyring: Keyring, max_size: int | None = None
+    ) -> str:
+        """The signed text that carries the arguments as they came, undecoded, under the head of ``emission``.
+
+        Args:
+            emission: what to write into the head, such as this one with another attempt and its handlers.
+            queue: as of `seal`.
+            message_id: as of `seal`.
+            keyring: as of `seal`.
+            max_size: as of `seal`; None: whatever it is.
+
+        Raises:
+            NotSerializable: as `seal`.
+        """
+        head = _write_head(emission, queue, message_id)
+        parts = _Parts(self.serializer.name, self._is_text, head, self._body)
+        return _signed(parts, emission.event, keyring, max_size)
+
     def _load(self) -> Emission:
         try:
             body = self._body.encode("ascii") if self._is_text else b64decode(self._body, validate=True)
@@ -107,12 +126,18 @@ def seal(
     """
     head = _write_head(emission, queue, message_id)
     coding, body = _write_body(serializer, emission)
-    text = f"{PREFIX}.{keyring.key_id or UNSIGNED}.{serializer.name}.{coding}.{len(head)}.{head}{body}."
+    return _signed(_Parts(serializer.name, coding == "t", head, body), emission.event, keyring, max_size)
+
+
+def _signed(parts: _Parts, event: str, keyring: Keyring, max_size: int | None) -> str:
+    serializer, is_text, head, body = parts
+    coding = "t" if is_text else "b"
+    text = f"{PREFIX}.{keyring.key_id or UNSIGNED}.{serializer}.{coding}.{len(head)}.{head}{body}."
     if keyring.signs:
         text += keyring.sign(text.encode("ascii"))
-    if len(text) > max_size:
+    if max_size is not None and len(text) > max_size:
         raise NotSerializable(
-            f"the emission of {emission.event!r} is {len(text):,} bytes, more than the {max_size:,} of max_size: send "
+            f"the emission of {event!r} is {len(text):,} bytes, more than the {max_size:,} of max_size: send "
             "the id of what is large in its place, or raise max_size of the queue in emitters and workers"
         )
     return text
@@ -249,6 +274,14 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_flag(value: object) -> bool:
+    return type(value) is bool
+
+
 def _is_texts(value: object) -> bool:
     return type(value) is list and all(type(item) is str for item in value)
 
@@ -280,6 +313,8 @@ _HEAD: tuple[tuple[str, Callable[[object], bool], str], ...] = (
     ("linker", _is_text, "text"),
     ("handlers", _is_texts, "names"),
     ("attempt", _is_count, "a whole number from 1 up"),
+    ("replay", _is_number, "a whole number from 0 up"),
+    ("suspect", _is_flag, "True or False"),
     ("timestamp", _is_text, "an aware datetime"),
     ("due", _is_instant, "an aware datetime, or None"),
     ("expires", _is_instant, "an aware datetime, or None"),
@@ -299,6 +334,8 @@ def _write_head(emission: Emission, queue: str, message_id: str) -> str:
         emission.linker,
         list(emission.handlers),
         emission.attempt,
+        emission.replay,
+        emission.suspect,
         _write_instant("timestamp", emission.timestamp),
         _write_instant("due", emission.due),
         _write_instant("expires", emission.expires),
@@ -332,6 +369,8 @@ def _headed(
     linker: str,
     handlers: list[str],
     attempt: int,
+    replay: int,
+    suspect: bool,
     timestamp: str,
     due: str | None,
     expires: str | None,
@@ -346,6 +385,8 @@ def _headed(
         linker=linker,
         handlers=tuple(handlers),
         attempt=attempt,
+        replay=replay,
+        suspect=suspect,
         timestamp=_read_instant(timestamp),
         due=None if due is None else _read_instant(due),
         expires=None if expires is None else _read_instant(expires),

@@ -52,6 +52,8 @@ def emission(**changes: Any) -> Emission:
         linker="billing",
         headers={"x-request": "é.\n"},
         attempt=3,
+        replay=2,
+        suspect=True,
         handlers=("a:f", "a:f#2"),
     )
     return replace(made, **changes)
@@ -218,7 +220,7 @@ def test_what_is_signed_for_another_is_refused() -> None:
         opened(text, serializers={"pickle": PickleSerializer()})
 
 
-HEAD = ["orders", "m-1", "i", "e", None, [], "l", [], 1, "2024-01-01T00:00:00+00:00", None, None, None, {}]
+HEAD = ["orders", "m-1", "i", "e", None, [], "l", [], 1, 0, False, "2024-01-01T00:00:00+00:00", None, None, None, {}]
 
 
 def crafted(
@@ -254,20 +256,25 @@ def test_the_crafted_envelope_opens() -> None:
                 (8, 0),
                 (8, True),
                 (8, 2**31),
-                (9, None),
-                (9, "x"),
-                (9, "2024-01-01T00:00:00"),
-                (9, "2024-01-01"),
-                (10, 5),
-                (10, "x"),
-                (11, []),
-                (12, 10),
-                (12, -1),
-                (12, True),
-                (13, None),
+                (9, -1),
+                (9, False),
+                (9, 2**31),
+                (10, 0),
+                (10, None),
+                (11, None),
+                (11, "x"),
+                (11, "2024-01-01T00:00:00"),
+                (11, "2024-01-01"),
+                (12, 5),
+                (12, "x"),
                 (13, []),
-                (13, {"a": 1}),
-                (13, {"a": None}),
+                (14, 10),
+                (14, -1),
+                (14, True),
+                (15, None),
+                (15, []),
+                (15, {"a": 1}),
+                (15, {"a": None}),
             ]
         ),
         crafted(HEAD[:-1]),
@@ -296,6 +303,33 @@ def test_malformed_heads_are_refused_though_signed(text: str) -> None:
         opened(text, max_size=100_000)
 
 
+# -- Sealing again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("serializer", [JSONSerializer(), PickleSerializer()])
+def test_resealed_arguments_travel_undecoded_under_a_new_head(serializer: Serializer) -> None:
+    """Whatever a handler has done to its arguments, and whether or not they can be decoded here."""
+    envelope = opened(sealed(serializer=serializer), serializers={serializer.name: serializer})
+    again = replace(envelope.emission, attempt=4, handlers=("a:f",))
+    text = envelope.reseal(again, queue="other", message_id="m-2", keyring=KEYRING)
+    with pytest.raises(Refused, match="queue 'other'"):
+        opened(text, serializers={serializer.name: serializer})
+    resealed = open_envelope(
+        text, queue="other", message_id="m-2", serializers={serializer.name: serializer}, keyring=KEYRING,
+        max_size=MAX_SIZE,
+    )  # fmt: skip
+    assert resealed.emission == again
+    assert resealed.decode() == replace(emission(), attempt=4, handlers=("a:f",))
+
+
+def test_resealing_keeps_to_a_limit_where_one_is_given() -> None:
+    envelope = opened(sealed())
+    text = envelope.reseal(envelope.emission, queue="orders", message_id="m-1", keyring=KEYRING)
+    assert text == sealed()
+    with pytest.raises(NotSerializable, match="max_size"):
+        envelope.reseal(envelope.emission, queue="orders", message_id="m-1", keyring=KEYRING, max_size=len(text) - 1)
+
+
 # -- Sealing ----------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +352,8 @@ def test_too_large_is_refused_by_both_sides() -> None:
         {"priority": 10},
         {"priority": True},
         {"attempt": 0},
+        {"replay": -1},
+        {"suspect": 1},
         {"timestamp": datetime(2024, 1, 1)},
         {"due": datetime(2024, 1, 1)},
         {"expires": "tomorrow"},

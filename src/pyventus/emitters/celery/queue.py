@@ -190,7 +190,8 @@ class Queue:
         return {} if ids is None else {"parent_id": ids[0], "root_id": ids[1]}
 
     def _derived_id(self, emission: Emission) -> str:
-        return str(uuid5(MESSAGE_IDS, "\n".join([emission.id, self.name, str(emission.attempt), *emission.handlers])))
+        parts = [emission.id, self.name, str(emission.replay), str(emission.attempt), *emission.handlers]
+        return str(uuid5(MESSAGE_IDS, "\n".join(parts)))
 
     @property
     def is_eager(self) -> bool:

@@ -1,0 +1,1 @@
+"""The record of which handler has run for which emission."""
