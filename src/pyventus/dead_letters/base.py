@@ -10,7 +10,8 @@ from uuid import uuid4
 
 __all__ = ["DeadLetter", "DeadLetterStore", "Reason"]
 
-Reason = Literal["failed", "lost", "unhandled", "undecodable", "too old", "refused"]
+Reason = Literal["failed", "lost", "unhandled", "undecodable", "too old", "refused", "unreadable"]
+"""Why a letter is in the store; "unreadable" is what the store gives for a record that is no letter."""
 
 
 def _new_id() -> str:
@@ -65,13 +66,22 @@ class DeadLetter:
 
 @runtime_checkable
 class DeadLetterStore(Protocol):
-    """Keeps dead letters, and apart from them what was refused; both bounded, the oldest leave first."""
+    """Keeps dead letters, and apart from them what was refused; both bounded, the oldest leave first.
+
+    Any method may raise what its driver raises.
+    """
 
     def add(self, letter: DeadLetter) -> None:
-        """Store a letter durably before returning. One of the same id is stored once."""
+        """Store a letter durably before returning, apart from the others if its reason is "refused".
+
+        One of the same id is stored, or at least shown, once.
+        """
 
     def letters(self, queue: str, *, refused: bool = False) -> Iterator[DeadLetter]:
-        """The letters of a queue, oldest first, or those of refused messages; none of them is changed by it."""
+        """The letters of a queue, oldest first, or those of refused messages; none of them is changed by it.
+
+        A record that cannot be read is a letter with the reason "unreadable" and an id to remove it by.
+        """
 
     def remove(self, queue: str, ids: Iterable[str], *, refused: bool = False) -> int:
         """Remove letters; returns how many there were."""

@@ -1,4 +1,4 @@
-"""Has messages stored by a broker within a deadline, whatever the broker does.
+"""Has messages stored by a broker, or calls made there, within a deadline, whatever the broker does.
 
 Connecting, sending and waiting for the reply happen in threads of the publisher's own, because nothing else bounds
 them all: neither a name look-up nor a peer that trickles bytes ends at a socket timeout.
@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakSet
 
 from amqp.exceptions import MessageNacked
@@ -28,6 +28,9 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from pyventus.running import start_native_thread
+
+T = TypeVar("T")
+Action = Callable[[Any, str], T]
 
 MAX_SENDERS = 10
 MAX_LEAVING = 20
@@ -81,22 +84,27 @@ class Message:
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-class Publishing:
-    """A message on its way to the broker; ``error`` is None once it is known to be stored."""
+class Work:
+    """Something that a sender does at the broker; ``error`` is None once it is known to be done."""
 
-    def __init__(self, message: Message, senders: _Senders) -> None:
-        self.message = message
-        self.queue = message.queue
-        self.error: PublishError | None = None
+    #: Whether what is raised that is not the broker's own failure becomes ``error`` as it is.
+    keeps_errors: ClassVar[bool] = False
+
+    def __init__(self, senders: _Senders) -> None:
+        self.error: BaseException | None = None
         # Receivers of before_task_publish, such as those of tracing, see the caller's context.
         self.context: Context = copy_context()
         # Of an error as a result: asyncio would report an exception that came after its waiter had left.
-        self.future: Future[PublishError | None] = Future()
+        self.future: Future[BaseException | None] = Future()
         self.sender: Sender | None = None
         self._senders = senders
 
+    def do(self, sender: Sender) -> None:
+        """Called in the sender's thread, once it is connected."""
+        raise NotImplementedError
+
     def wait(self, end: float) -> None:
-        """Wait until it is stored or has failed, at the latest until ``end``."""
+        """Wait until it is done or has failed, at the latest until ``end``."""
         try:
             self.error = self.future.result(max(0.0, end - time.monotonic()))
         except TimeoutError:
@@ -117,6 +125,32 @@ class Publishing:
             raise
 
 
+class Publishing(Work):
+    """A message on its way to the broker."""
+
+    def __init__(self, message: Message, senders: _Senders) -> None:
+        super().__init__(senders)
+        self.message = message
+        self.queue = message.queue
+
+    def do(self, sender: Sender) -> None:
+        sender.store(self.message)
+
+
+class Calling(Work, Generic[T]):
+    """An action that a sender calls with its channel and the name of its driver."""
+
+    keeps_errors = True
+    value: T
+
+    def __init__(self, action: Action[T], senders: _Senders) -> None:
+        super().__init__(senders)
+        self._action = action
+
+    def do(self, sender: Sender) -> None:
+        self.value = sender.perform(self._action)
+
+
 class Publisher:
     """Sends the messages of one app, each thread of it over a connection of its own."""
 
@@ -128,12 +162,38 @@ class Publisher:
 
     def start(self, message: Message) -> Publishing:
         """Hand a message to a sender."""
-        if self._senders.pid != os.getpid():
-            # A fork that Python was not told of, as uwsgi's.
-            self.renew()
+        self._renew_after_fork()
         publishing = Publishing(message, self._senders)
         self._senders.start(publishing)
         return publishing
+
+    def call(self, action: Action[T], end: float) -> T:
+        """Call ``action`` in a sender's thread, with a channel of its connection.
+
+        Args:
+            action: called with the channel and the driver: "redis", "amqp" or another. It may be interrupted anywhere,
+                so it holds no locks that others wait for; and it may still be at it when the deadline has passed.
+            end: when to give up, by ``time.monotonic()``.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            PublishError: the broker failed or did not answer in time; as for a message, others then fail at once.
+            Exception: what else the action raises; the connection is then closed.
+        """
+        self._renew_after_fork()
+        calling = Calling(action, self._senders)
+        self._senders.start(calling)
+        calling.wait(end)
+        if calling.error is not None:
+            raise calling.error
+        return calling.value
+
+    def _renew_after_fork(self) -> None:
+        if self._senders.pid != os.getpid():
+            # A fork that Python was not told of, as uwsgi's.
+            self.renew()
 
     def renew(self) -> None:
         """Start afresh in a forked child, where the parent's threads do not exist, but its sockets do."""
@@ -143,6 +203,16 @@ class Publisher:
 
 
 _publishers: WeakSet[Publisher] = WeakSet()
+_publishers_of: dict[Celery, Publisher] = {}
+_lock = threading.Lock()
+
+
+def publisher_of(app: Celery) -> Publisher:
+    """The one publisher of an app in this process."""
+    with _lock:
+        if app not in _publishers_of:
+            _publishers_of[app] = Publisher(app)
+        return _publishers_of[app]
 
 
 def _renew_all() -> None:
@@ -155,30 +225,30 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Senders:
-    """The senders of one app in one process, and the messages that wait for one of them."""
+    """The senders of one app in one process, and the work that waits for one of them."""
 
     def __init__(self, app: Celery) -> None:
         self.app = app
         self.pid = os.getpid()
         self.failures = 0
         self._changed = threading.Condition()
-        self._waiting: deque[Publishing] = deque()
+        self._waiting: deque[Work] = deque()
         self._senders: set[Sender] = set()
         self._idle = 0
         self._leaving: dict[Sender, float] = {}
         self._failed_at: float | None = None
         self._failure = ""
 
-    def start(self, publishing: Publishing) -> None:
-        """Queue a message for the next free sender, or refuse it at once."""
+    def start(self, work: Work) -> None:
+        """Queue work for the next free sender, or refuse it at once."""
         with self._changed:
             self._interrupt_old()
             refusal = self._refusal()
             if refusal is None:
-                self._waiting.append(publishing)
+                self._waiting.append(work)
                 refusal = self._find_sender()
             if refusal is not None:
-                publishing.future.set_result(refusal)
+                work.future.set_result(refusal)
 
     def _refusal(self) -> PublishError | None:
         if self._failed_at is not None and time.monotonic() - self._failed_at < FAIL_FAST_SECONDS:
@@ -215,8 +285,8 @@ class _Senders:
             self._senders.add(Sender(self))
             self._idle += 1
 
-    def next(self, sender: Sender) -> Publishing | None:
-        """The next message for an idle sender; None when it is to end."""
+    def next(self, sender: Sender) -> Work | None:
+        """The next work for an idle sender; None when it is to end."""
         with self._changed:
             while not self._waiting:
                 if not self._changed.wait(IDLE_SECONDS) and not self._waiting:
@@ -224,14 +294,14 @@ class _Senders:
                     self._drop(sender)
                     return None
             self._idle -= 1
-            publishing = self._waiting.popleft()
-            publishing.sender = sender
-            return publishing
+            work = self._waiting.popleft()
+            work.sender = sender
+            return work
 
-    def settle(self, publishing: Publishing, error: PublishError | None) -> bool:
-        """Tell who waits what became of a message; whether its sender goes on."""
+    def settle(self, work: Work, error: BaseException | None) -> bool:
+        """Tell who waits what became of the work; whether its sender goes on."""
         with self._changed:
-            sender = publishing.sender
+            sender = work.sender
             if sender is None or sender not in self._senders:
                 return False
             if error is None:
@@ -239,7 +309,7 @@ class _Senders:
                 self._idle += 1
             else:
                 self._drop(sender)
-            publishing.future.set_result(error)
+            work.future.set_result(error)
             if isinstance(error, BrokerDown):
                 self._fail(str(error))
             elif error is not None:
@@ -248,31 +318,31 @@ class _Senders:
                     self._add_sender()
             return error is None
 
-    def give_up(self, publishing: Publishing) -> PublishError | None:
-        """What became of a message by its deadline; a sender that is still at it is abandoned."""
+    def give_up(self, work: Work) -> BaseException | None:
+        """What became of the work by its deadline; a sender that is still at it is abandoned."""
         with self._changed:
-            if publishing.future.done():
-                return publishing.future.result()
-            if self._withdraw(publishing):
+            if work.future.done():
+                return work.future.result()
+            if self._withdraw(work):
                 return PublishError(f"all connections were busy until the deadline, and {NOT_SENT}")
-            sender = publishing.sender
-            assert sender is not None, "it neither waits nor is it being sent"
+            sender = work.sender
+            assert sender is not None, "it neither waits nor is it being done"
             error = BrokerDown(f"the broker did not answer within the deadline; {UNKNOWN}")
-            publishing.future.set_result(error)
+            work.future.set_result(error)
             self._drop(sender)
             sender.abandon()
             self._fail("it did not answer within the deadline")
             return error
 
-    def withdraw(self, publishing: Publishing) -> None:
-        """Who waited has left: do not send a message, if it is not being sent yet."""
+    def withdraw(self, work: Work) -> None:
+        """Who waited has left: do not begin the work, if it is not begun yet."""
         with self._changed:
-            self._withdraw(publishing)
+            self._withdraw(work)
 
-    def _withdraw(self, publishing: Publishing) -> bool:
-        if publishing not in self._waiting:
+    def _withdraw(self, work: Work) -> bool:
+        if work not in self._waiting:
             return False
-        self._waiting.remove(publishing)
+        self._waiting.remove(work)
         return True
 
     def _drop(self, sender: Sender) -> None:
@@ -321,13 +391,13 @@ class Sender:
             self._senders.ended(self)
 
     def _send_next(self) -> bool:
-        publishing = self._senders.next(self)
-        if publishing is None:
+        work = self._senders.next(self)
+        if work is None:
             return False
-        error = publishing.context.run(self._send, publishing.message)
-        return self._senders.settle(publishing, error)
+        error = work.context.run(self._attempt, work)
+        return self._senders.settle(work, error)
 
-    def _send(self, message: Message) -> PublishError | None:
+    def _attempt(self, work: Work) -> BaseException | None:
         try:
             self._connect()
         except PublishError as error:
@@ -338,17 +408,23 @@ class Sender:
         except Exception as error:
             return self._explain(BrokerDown, error, NOT_SENT)
         try:
-            self._store(message)
+            work.do(self)
         except PublishError as error:
             return error
         except Abandoned:
             raise
         except BaseException as error:
             # A SystemExit, too: receivers of Celery's signals are the user's code, and who emitted waits for a word.
-            return self._explain_refusal(error)
+            return self._explain_failure(error, work)
         return None
 
-    def _store(self, message: Message) -> None:
+    def perform(self, action: Action[T]) -> T:
+        """Call an action with the channel."""
+        value: T = self._interruptibly(action, self._producer.channel, self._driver)
+        return value
+
+    def store(self, message: Message) -> None:
+        """Publish a message; on RabbitMQ it is confirmed then, and in a queue."""
         self._publish(message)
         if self._returned is not None:
             # Its queue may have been deleted after this connection had declared it.
@@ -455,13 +531,14 @@ class Sender:
 
     # -- What is said of errors -----------------------------------------------------------------------------------
 
-    def _explain_refusal(self, error: BaseException) -> PublishError:
+    def _explain_failure(self, error: BaseException, work: Work) -> BaseException:
         original = _original(error)
         if isinstance(original, MessageNacked):
             return PublishError("RabbitMQ refused it, as it does when the queue is full; it was not stored")
         assert self._connection is not None
-        is_down = isinstance(original, self._connection.connection_errors)
-        return self._explain(BrokerDown if is_down else PublishError, error, UNKNOWN)
+        if isinstance(original, self._connection.connection_errors):
+            return self._explain(BrokerDown, error, UNKNOWN)
+        return error if work.keeps_errors else self._explain(PublishError, error, UNKNOWN)
 
     def _explain(self, kind: type[PublishError], error: BaseException, consequence: str) -> PublishError:
         return kind(f"{self._hide_password(describe_error(_original(error)))}; {consequence}")
