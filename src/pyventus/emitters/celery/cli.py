@@ -127,7 +127,7 @@ def purge(letters: DeadLetters, *, refused: bool, yes: bool) -> None:
     """Remove all dead letters for good."""
     if not yes:
         count = len(letters.list(refused=refused))
-        click.confirm(f"Remove {count} {'refused messages' if refused else 'dead letters'} for good?", abort=True)
+        click.confirm(f"Remove all {'refused messages' if refused else 'dead letters'} ({count}) for good?", abort=True)
     _print(f"{letters.purge(refused=refused)} removed.")
 
 
@@ -304,10 +304,13 @@ LABELS = {
     "message_id": "message", "linker": "linker", "queue": "queue", "signature": "signature", "args": "args",
     "kwargs": "kwargs",
 }  # fmt: skip
+# Of a message that was refused, or a record that cannot be read, no more is known without its arguments.
+UNSIGNED_LABELS = ("id", "reason", "error", "died", "message_id", "queue", "signature", "args", "kwargs")
 
 
 def _print_letter(data: dict[str, Any]) -> None:
-    for name, label in LABELS.items():
+    labels = LABELS if data["event"] else {name: LABELS[name] for name in UNSIGNED_LABELS}
+    for name, label in labels.items():
         for number, line in enumerate(_lines(data.get(name))):
             _print(f"{'' if number else label:<10} {escape(line)}")
     if data["traceback"]:

@@ -50,9 +50,12 @@ class RabbitShelf:
 
     def letters(self) -> list[DeadLetter]:
         """The letters, oldest first."""
+        found: dict[str, DeadLetter] = {}
         with self._reading() as channel:
-            found = [self._letter(message) for message in self._messages(channel)]
-        return list({letter.id: letter for letter in reversed(found)}.values())[::-1]
+            for message in self._messages(channel):
+                letter = self._letter(message)
+                found.setdefault(letter.id, letter)
+        return list(found.values())
 
     def remove(self, ids: Collection[str]) -> int:
         """Remove letters; returns how many there were."""

@@ -85,7 +85,7 @@ class RedisShelf:
 
     def remove(self, ids: Collection[str]) -> int:
         """Remove letters; returns how many there were."""
-        return sum(int(self._run(REMOVE, *page)) for page in _pages(ids))
+        return sum(int(self._run(REMOVE, *map(_bytes, page))) for page in _pages(ids))
 
     def purge(self) -> int:
         """Remove all letters; returns how many there were."""
@@ -108,5 +108,10 @@ def _pages(ids: Iterable[Any]) -> Iterator[list[Any]]:
         yield page
 
 
+# Somebody may have put an id into the store that is no UTF-8.
 def _text(id: str | bytes) -> str:
-    return id.decode("utf-8", "backslashreplace") if isinstance(id, bytes) else id
+    return id.decode("utf-8", "surrogateescape") if isinstance(id, bytes) else id
+
+
+def _bytes(id: str) -> bytes:
+    return id.encode("utf-8", "surrogateescape")
