@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter
-from pyventus.errors import EmitError, HandlerTimeout, PyventusError
+from pyventus.errors import EmitError, GiveUp, HandlerTimeout, PyventusError, RetryLater, WorkerLost
 from pyventus.events import event
 from pyventus.handlers import EventHandler
 from pyventus.linkers import EventLinker
+from pyventus.retry import Retry
 
 if TYPE_CHECKING:
     from pyventus.emitters.asyncio import AsyncIOEventEmitter
@@ -42,9 +43,13 @@ __all__ = [
     "EventHandler",
     "EventLinker",
     "ExecutorEventEmitter",
+    "GiveUp",
     "HandlerTimeout",
     "PyventusError",
     "PyventusException",
+    "Retry",
+    "RetryLater",
+    "WorkerLost",
     "current_emission",
     "current_state",
     "event",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyventus.errors import InvalidHandler, InvalidOption
+from pyventus.retry import Retry, check_retry
 
 Callback = Callable[..., Any]
 
@@ -24,6 +25,9 @@ class EventHandler:
         failure_callback: called with the exception that the event callback raised.
         once: whether it runs for one emission only.
         timeout: seconds that the event callback may take, or None.
+        retry: when it is run again after a failure; None: as its queue says, or never.
+        queue: name of the broker's queue whose workers run it; None: that of the emission.
+        priority: 0 to 9, 9 first, of the message that has it run; None: that of the emission.
     """
 
     __slots__ = (
@@ -33,6 +37,9 @@ class EventHandler:
         "id",
         "once",
         "order",
+        "priority",
+        "queue",
+        "retry",
         "success_callback",
         "timeout",
     )
@@ -47,12 +54,17 @@ class EventHandler:
         order: int = 0,
         once: bool = False,
         timeout: float | None = None,
+        retry: Retry | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
     ) -> None:
         check_callback(event_callback, "event_callback")
         for role, callback in (("success_callback", success_callback), ("failure_callback", failure_callback)):
             if callback is not None:
                 check_callback(callback, role)
         check_timeout(timeout)
+        check_queue(queue)
+        check_priority(priority)
         self.event_callback: Callback = event_callback
         self.success_callback: Callback | None = success_callback
         self.failure_callback: Callback | None = failure_callback
@@ -60,9 +72,13 @@ class EventHandler:
         self.order: int = order
         self.once: bool = once
         self.timeout: float | None = timeout
+        self.retry: Retry | None = check_retry("retry", retry)
+        self.queue: str | None = queue
+        self.priority: int | None = priority
 
     def __repr__(self) -> str:
-        options = [f"{option}={value!r}" for option in ("once", "timeout") if (value := getattr(self, option))]
+        shown = ((option, getattr(self, option)) for option in ("once", "timeout", "retry", "queue", "priority"))
+        options = [f"{option}={value!r}" for option, value in shown if value is not None and value is not False]
         return f"<EventHandler {' '.join([self.id, *options])}>"
 
 
@@ -89,6 +105,20 @@ def check_timeout(timeout: object) -> None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= threading.TIMEOUT_MAX:
         raise InvalidOption(f"timeout must be a positive number of seconds, or None, not {timeout!r}")
+
+
+def check_queue(queue: object) -> None:
+    """Raise `InvalidOption` unless ``queue`` is None or may name a queue."""
+    if queue is not None and (not isinstance(queue, str) or not queue.strip() or not queue.isprintable()):
+        raise InvalidOption(f"queue must be the name of a queue of the broker, or None, not {queue!r}")
+
+
+def check_priority(priority: object) -> None:
+    """Raise `InvalidOption` unless ``priority`` is None or a whole number from 0 to 9."""
+    if priority is None:
+        return
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+        raise InvalidOption(f"priority must be a whole number from 0 to 9, 9 first, not {priority!r}")
 
 
 def is_async(callback: Callback) -> bool:

@@ -16,6 +16,7 @@ from pyventus.emission import Emission
 from pyventus.errors import ConfigurationError, InvalidEvent, InvalidHandler, InvalidOption, Unhandled
 from pyventus.events import EventKey, link_key
 from pyventus.handlers import Callback, EventHandler, callback_id, check_callback
+from pyventus.retry import Retry, check_retry
 
 E = TypeVar("E")
 E1 = TypeVar("E1")
@@ -39,6 +40,9 @@ class LinkOptions(TypedDict, total=False):
     once: bool
     name: str | None
     timeout: float | None
+    retry: Retry | None
+    queue: str | None
+    priority: int | None
     force_async: bool
 
 
@@ -56,6 +60,7 @@ class EventLinker:
         max_event_handlers: how many handlers one event may have; None: any number.
         default_success_callback: of the handlers that bring none of their own.
         default_failure_callback: likewise.
+        default_retry: likewise; what says when they are run again after a failure.
         debug: without effect, for code of other versions.
     """
 
@@ -63,6 +68,7 @@ class EventLinker:
     max_event_handlers: ClassVar[int | None] = None
     default_success_callback: ClassVar[Callback | None] = None
     default_failure_callback: ClassVar[Callback | None] = None
+    default_retry: ClassVar[Retry | None] = None
 
     _lock: ClassVar[threading.RLock]
     # Tuples, replaced and never changed, so that emitting reads them without the lock.
@@ -70,6 +76,7 @@ class EventLinker:
     _linked: ClassVar[dict[EventKey, Event]]
     _by_id: ClassVar[dict[str, EventHandler]]
     _spent: ClassVar[set[EventKey]]
+    _claims: ClassVar[dict[str, tuple[EventHandler, ...]]]
 
     def __init_subclass__(
         cls,
@@ -78,6 +85,7 @@ class EventLinker:
         max_event_handlers: int | None = None,
         default_success_callback: Callback | None = None,
         default_failure_callback: Callback | None = None,
+        default_retry: Retry | None = None,
         debug: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +101,7 @@ class EventLinker:
         cls.max_event_handlers = max_event_handlers
         cls.default_success_callback = default_success_callback and staticmethod(default_success_callback)
         cls.default_failure_callback = default_failure_callback and staticmethod(default_failure_callback)
+        cls.default_retry = check_retry("default_retry", default_retry)
         _open(cls)
 
     # Any class is an event, so the overloads that look at which class it is overlap with the one for all events.
@@ -159,6 +168,9 @@ class EventLinker:
         once: bool = False,
         name: str | None = None,
         timeout: float | None = None,
+        retry: Retry | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
         force_async: bool = False,
     ) -> EventHandler:
         """Link a callback to ``events`` and return its handler.
@@ -167,10 +179,13 @@ class EventLinker:
             events: strings, classes (which receive instances of their subclasses too), or ``...`` for every event.
             event_callback: a function or an ``async def`` function, called with the arguments of the emission.
             success_callback: called with what the event callback returned; without arguments if that was None.
-            failure_callback: called with the exception that the event callback raised.
+            failure_callback: called once, at the end, with the exception that the event callback raised.
             once: whether it runs for one emission only, in this process.
             name: the handler's id; what waits in the broker finds its handler by it, so give one in production code.
             timeout: seconds that the event callback may take.
+            retry: when it is run again after a failure, alone; default: the linker's ``default_retry``, or the queue's.
+            queue: of the broker, whose workers run it; the first worker forwards it there, alone.
+            priority: 0 to 9, 9 first, with which the first worker forwards it.
             force_async: without effect, for code of other versions: a sync callback never blocks a loop here.
 
         Raises:
@@ -192,6 +207,9 @@ class EventLinker:
                 order=next(_link_order),
                 once=once,
                 timeout=timeout,
+                retry=cls.default_retry if retry is None else retry,
+                queue=queue,
+                priority=priority,
             )
             cls._by_id[handler.id] = handler
             for key, event in keys.items():
@@ -276,6 +294,7 @@ class EventLinker:
             cls._linked.clear()
             cls._by_id.clear()
             cls._spent.clear()
+            cls._claims.clear()
         return was_linked
 
     @classmethod
@@ -296,6 +315,9 @@ class EventLinker:
     def _forget(cls, handler: EventHandler) -> None:
         if cls._by_id.get(handler.id) is handler:
             del cls._by_id[handler.id]
+        for emission_id, claimed in list(cls._claims.items()):
+            if handler in claimed:
+                cls._claims[emission_id] = tuple(other for other in claimed if other is not handler)
 
     # -- Looking up ---------------------------------------------------------------------------------------------
 
@@ -336,6 +358,9 @@ class EventLinker:
         if emission.handlers:
             return [cls._find(handler_id, emission) for handler_id in emission.handlers]
         found = [filed for key in emission.keys if (filed := cls._filed.get(key))]
+        if claimed := cls._claims.get(emission.id):
+            # Its message may be delivered again, and their links are gone.
+            found.append(claimed)
         return list(found[0]) if len(found) == 1 else _in_link_order(found)
 
     @classmethod
@@ -349,15 +374,17 @@ class EventLinker:
         return handler
 
     @classmethod
-    def claim(cls, handler: EventHandler) -> bool:
-        """Whether ``handler`` may start: always, but for a ``once`` handler that has started before."""
-        if not handler.once:
+    def claim(cls, handler: EventHandler, emission: Emission) -> bool:
+        """Whether ``handler`` may start: always, but for a ``once`` handler that another emission has started."""
+        if not handler.once or emission.attempt > 1 or emission.replay:
             return True
         with cls._lock:
             # It stays in _by_id: its own retries still have to find it.
             spent = [key for key in list(cls._filed) if cls._unfile(key, handler, forget=False)]
-            cls._spent.update(spent)
-        return bool(spent)
+            if spent:
+                cls._spent.update(spent)
+                cls._claims[emission.id] = (*cls._claims.get(emission.id, ()), handler)
+            return handler in cls._claims.get(emission.id, ())
 
     @classmethod
     def is_spent(cls, emission: Emission) -> bool:
@@ -448,6 +475,11 @@ def find_linker(name: str) -> type[EventLinker]:
     return linker
 
 
+def all_linkers() -> list[type[EventLinker]]:
+    """The linkers that are defined in this process."""
+    return list(_linkers.values())
+
+
 def _open(linker: type[EventLinker]) -> None:
     name: object = linker.name
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
@@ -459,7 +491,7 @@ def _open(linker: type[EventLinker]) -> None:
             f"{other.__module__}:{other.__qualname__}"
         )
     linker._lock = threading.RLock()
-    linker._filed, linker._linked, linker._by_id, linker._spent = {}, {}, {}, set()
+    linker._filed, linker._linked, linker._by_id, linker._spent, linker._claims = {}, {}, {}, set(), {}
     _linkers[name] = linker
 
 

@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from pyventus.emission import Emission
 from pyventus.errors import HandlerTimeout, InvalidHandler, PyventusError
 from pyventus.handlers import Callback, EventHandler, callback_id, is_async
 from pyventus.linkers import EventLinker
+from pyventus.retry import Retry, next_delay
 
 T = TypeVar("T")
 
@@ -82,20 +83,47 @@ def is_expired(emission: Emission) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one handler; ``error`` is None when it succeeded."""
+    """What became of one run of a handler.
+
+    Attributes:
+        handler: which one.
+        error: what it failed with; None when it succeeded.
+        again: seconds after which it is to be run again; None: this is the end.
+    """
 
     handler: EventHandler
     error: BaseException | None = None
+    again: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One handler that is to run for an emission."""
+    """One handler that is to run for an emission.
+
+    Attributes:
+        handler: which one.
+        emission: what it is called with.
+        origin: the context of which each run has a copy.
+        context: of this run.
+        middleware: around its event callback.
+        retry: what says whether it is run again after a failure.
+        record: called with the result before any success or failure callback; its errors end the run.
+    """
 
     handler: EventHandler
     emission: Emission
+    origin: Context
     context: Context
     middleware: Sequence[Middleware] = ()
+    retry: Retry | None = None
+    record: Callable[[Result], object] | None = None
+
+    def next(self) -> Job:
+        """The job of the handler's next attempt."""
+        emission = replace(self.emission, attempt=self.emission.attempt + 1, handlers=(self.handler.id,))
+        context = self.origin.copy()
+        context.run(_emission.set, emission)
+        return replace(self, emission=emission, context=context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +148,23 @@ class Call:
         return self.job.handler.timeout if self.job else None
 
 
-def jobs_of(
-    linker: type[EventLinker],
-    handlers: Iterable[EventHandler],
+def job_of(
+    handler: EventHandler,
     emission: Emission,
-    context: Context,
+    origin: Context,
     middleware: Sequence[Middleware] = (),
+    retry: Retry | None = None,
+    record: Callable[[Result], object] | None = None,
+) -> Job:
+    """The job of a handler; ``retry`` is for one that has no policy of its own."""
+    return Job(handler, emission, origin, origin.copy(), middleware, handler.retry or retry, record)
+
+
+def jobs_of(
+    linker: type[EventLinker], handlers: Iterable[EventHandler], emission: Emission, origin: Context
 ) -> list[Job]:
     """A job for each of ``handlers`` that may start."""
-    return [Job(handler, emission, context.copy(), middleware) for handler in handlers if linker.claim(handler)]
+    return [job_of(handler, emission, origin) for handler in handlers if linker.claim(handler, emission)]
 
 
 def steps(job: Job) -> Generator[Call, Any, Result]:
@@ -139,13 +175,32 @@ def steps(job: Job) -> Generator[Call, Any, Result]:
     except GeneratorExit:
         raise
     except BaseException as error:  # gevent.Timeout among them.
-        log_failure(handler, emission, error)
-        if handler.failure_callback is not None:
-            yield from _call_back(job, Call(handler.failure_callback, (error,)))
-        return Result(handler, error)
-    if handler.success_callback is not None:
-        yield from _call_back(job, Call(handler.success_callback, () if value is None else (value,)))
-    return Result(handler)
+        result = _failed(job, error)
+        callback = handler.failure_callback and Call(handler.failure_callback, (error,))
+    else:
+        result = Result(handler)
+        callback = handler.success_callback and Call(handler.success_callback, () if value is None else (value,))
+    if job.record is not None:
+        yield Call(job.record, (result,))
+    if callback is not None and result.again is None:
+        yield from _call_back(job, callback)
+    return result
+
+
+def _failed(job: Job, error: BaseException) -> Result:
+    handler, emission = job.handler, job.emission
+    again = next_delay(job.retry, emission.attempt, error)
+    if again is None:
+        logger.error(
+            "Handler %s failed on emission %s of %r, attempt %d: %r",
+            handler.id, emission.id, emission.event, emission.attempt, error, exc_info=error,
+        )  # fmt: skip
+    else:
+        logger.warning(
+            "Handler %s failed on emission %s of %r, attempt %d, and runs again in %.3g s: %r",
+            handler.id, emission.id, emission.event, emission.attempt, again, error, exc_info=error,
+        )  # fmt: skip
+    return Result(handler, error, again)
 
 
 def _call_back(job: Job, call: Call) -> Generator[Call, Any, None]:
@@ -159,12 +214,6 @@ def _call_back(job: Job, call: Call) -> Generator[Call, Any, None]:
             "Callback %s of handler %s failed on emission %s of %r: %r",
             callback_id(call.callback), job.handler.id, job.emission.id, job.emission.event, error, exc_info=error,
         )  # fmt: skip
-
-
-def log_failure(handler: EventHandler, emission: Emission, error: BaseException) -> None:
-    logger.error(
-        "Handler %s failed on emission %s of %r: %r", handler.id, emission.id, emission.event, error, exc_info=error
-    )
 
 
 def _raise_if_signalled(error: BaseException) -> None:
@@ -184,13 +233,22 @@ def _raise_if_signalled(error: BaseException) -> None:
 
 
 async def run_on_loop(jobs: Iterable[Job]) -> list[Result]:
-    """Run jobs side by side from the running loop; sync callbacks run in the threads of its default executor."""
-    return await asyncio.gather(*[start_on_loop(job) for job in jobs])
+    """Run jobs side by side from the running loop, again until each is final; returns the final results.
+
+    Sync callbacks run in the threads of the loop's default executor.
+    """
+    results = await asyncio.gather(*[_run_until_final(job) for job in jobs])
+    return [result for result in results if result is not None]
 
 
-def start_on_loop(job: Job) -> asyncio.Task[Result]:
-    """Start a job on the running loop, in the job's own context."""
-    return asyncio.get_running_loop().create_task(_drive_on_loop(job), context=job.context)
+async def _run_until_final(job: Job) -> Result | None:
+    loop = asyncio.get_running_loop()
+    while (result := await loop.create_task(_drive_on_loop(job), context=job.context)).again is not None:
+        await asyncio.sleep(result.again)
+        job = job.next()
+        if is_expired(job.emission):
+            return None
+    return result
 
 
 async def _drive_on_loop(job: Job) -> Result:
@@ -273,11 +331,18 @@ async def _outcome_of(call: Call) -> Outcome:
 # -- Driving it in a thread ---------------------------------------------------------------------------------------
 
 
-def run_in_thread(job: Job) -> Result:
-    """Run a job in this thread; ``async def`` callbacks run on the loop of the process, which must be another one."""
+def run_in_thread(job: Job, failure: BaseException | None = None) -> Result:
+    """Run a job in this thread; ``async def`` callbacks run on the loop of the process, which must be another one.
+
+    Args:
+        job: what to run.
+        failure: what its handler has already failed with, elsewhere.
+    """
     way = steps(job)
     call = next(way)
     try:
+        if failure is not None:
+            call = way.throw(failure)
         while True:
             try:
                 value = _await_elsewhere(call, job) if is_async(call.callback) else job.context.run(_call_here, call)
@@ -341,8 +406,8 @@ def _timed_out(job: Job) -> HandlerTimeout:
 def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) -> list[Result]:
     """Run jobs side by side and wait for all: async ones on the process's loop, one sync one in this thread.
 
-    An exception that arrives in this thread from outside, such as Celery's soft time limit, cancels the async ones and
-    is raised when the sync ones have ended, because a thread cannot be stopped.
+    An interrupt, which arrives in this thread from outside, such as Celery's soft time limit, cancels the async ones,
+    which have failed with it then. Sync ones go on until they end, because a thread cannot be stopped.
 
     Args:
         jobs: what to run.
@@ -351,24 +416,60 @@ def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) 
     sync = [job for job in jobs if not is_async(job.handler.event_callback)]
     here = sync[-1] if sync else None  # The last, so that those linked before it have started.
     futures = {job.handler: _start(job) for job in jobs if job is not here}
+    results: dict[EventHandler, Result] = {}
     try:
-        results = {} if here is None else {here.handler: _run_here(here, interrupts)}
-        results |= {handler: future.result() for handler, future in futures.items()}
-    except Exception:
-        _give_up(futures.values())
-        raise
+        if here is not None:
+            results[here.handler] = run_in_thread(here)
+        interrupt = _wait(futures.values(), results.values(), interrupts)
     except BaseException:
-        # The process is to end, and its threads with it.
+        # The process is to end, and its threads with it; or an error of our own.
         _cancel(futures.values())
         raise
-    return [results[job.handler] for job in jobs]
+    return [results.get(job.handler) or _result_of(job, futures[job.handler], interrupt) for job in jobs]
 
 
-def _run_here(job: Job, interrupts: tuple[type[Exception], ...]) -> Result:
-    result = run_in_thread(job)
-    if isinstance(result.error, interrupts):
-        raise result.error
-    return result
+def _wait(
+    futures: Iterable[Future[Result]], results: Iterable[Result], interrupts: tuple[type[Exception], ...]
+) -> BaseException | None:
+    """Wait until the futures are done; returns the interrupt that cancelled some, if one came."""
+    interrupt = next((result.error for result in results if isinstance(result.error, interrupts)), None)
+    if interrupt is None:
+        try:
+            wait(futures)
+        except interrupts as error:
+            interrupt = error
+    if interrupt is not None:
+        for future in futures:
+            if isinstance(future, _OnLoop):
+                future.interrupt()
+        wait(futures)
+    return interrupt
+
+
+def _result_of(job: Job, future: Future[Result], interrupt: BaseException | None) -> Result:
+    try:
+        return future.result()
+    except asyncio.CancelledError:
+        if interrupt is None:
+            raise
+        return run_in_thread(job, interrupt)
+
+
+def run_until_final(jobs: Iterable[Job]) -> list[Result]:
+    """Run jobs as `run_jobs` does, again until each is final, and wait for that; returns the final results."""
+    waiting = [(0.0, job) for job in jobs]
+    final: list[Result] = []
+    while waiting:
+        time.sleep(max(0.0, min(due for due, _ in waiting) - time.monotonic()))
+        moment = time.monotonic()
+        ready = [job for due, job in waiting if due <= moment and not is_expired(job.emission)]
+        waiting = [(due, job) for due, job in waiting if due > moment]
+        for job, result in zip(ready, run_jobs(ready), strict=True):
+            if result.again is None:
+                final.append(result)
+            else:
+                waiting.append((time.monotonic() + result.again, job.next()))
+    return final
 
 
 def _start(job: Job) -> Future[Result]:
@@ -390,13 +491,6 @@ def _cancel(futures: Iterable[Future[Result]]) -> None:
         future.cancel()
 
 
-def _give_up(futures: Iterable[Future[Result]]) -> None:
-    _cancel(futures)
-    for future in futures:
-        with contextlib.suppress(BaseException):
-            future.result()
-
-
 # -- The loop of a process ----------------------------------------------------------------------------------------
 
 
@@ -411,21 +505,17 @@ class ProcessLoop:
         self._stopped = threading.Event()
         start_native_thread(self._run)
 
-    def submit(self, coroutine: Coroutine[Any, Any, T], context: Context | None = None) -> Future[T]:
+    def submit(self, coroutine: Coroutine[Any, Any, T], context: Context | None = None) -> _OnLoop[T]:
         """Start a coroutine on the loop, in ``context``; cancelling the future cancels it there."""
-        future: Future[T] = Future()
+        future: _OnLoop[T] = _OnLoop(self.loop)
 
         def start() -> None:
-            task = self.loop.create_task(coroutine, context=context)
+            future.task = task = self.loop.create_task(coroutine, context=context)
             task.add_done_callback(lambda task: _copy_outcome(task, future))
-            future.add_done_callback(lambda future: self._cancel_with(future, task))
+            future.add_done_callback(lambda _: future.interrupt() if future.cancelled() else None)
 
         self.loop.call_soon_threadsafe(start)
         return future
-
-    def _cancel_with(self, future: Future[T], task: asyncio.Task[T]) -> None:
-        if future.cancelled():
-            self.loop.call_soon_threadsafe(task.cancel)
 
     def close(self) -> None:
         """Stop the loop after what runs on it was cancelled."""
@@ -444,6 +534,21 @@ class ProcessLoop:
                 runner.get_loop().run_forever()
         finally:
             self._stopped.set()
+
+
+class _OnLoop(Future[T]):
+    """What becomes of a task on the loop of the process."""
+
+    task: asyncio.Task[T]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def interrupt(self) -> None:
+        """Cancel the task; the future is done when the task has ended."""
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and the task with it.
+            self._loop.call_soon_threadsafe(lambda: self.task.cancel())
 
 
 def _copy_outcome(task: asyncio.Task[T], future: Future[T]) -> None:

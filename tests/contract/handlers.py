@@ -17,7 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pyventus import AsyncIOEventEmitter, Emission, EventEmitter, EventLinker, current_emission
+from pyventus import (
+    AsyncIOEventEmitter,
+    Emission,
+    EventEmitter,
+    EventLinker,
+    GiveUp,
+    Retry,
+    RetryLater,
+    current_emission,
+)
 
 RECORD = "contract-record"
 EMITTER = "contract-emitter"
@@ -212,6 +221,72 @@ async def good_async(_: str) -> None:
     record("good async")
 
 
+# -- Again ------------------------------------------------------------------------------------------------------
+
+QUICKLY = Retry(max_attempts=3, delay=0.02, jitter=0, never=KeyError)
+
+
+def attempt() -> int:
+    record("attempt", current_emission().attempt, current_emission().handlers)
+    return current_emission().attempt
+
+
+@Contract.on("flaky", name="flaky-sync", retry=QUICKLY, success_callback=success, failure_callback=failure)
+def flaky(value: str) -> str:
+    if attempt() < 3:
+        raise PaymentFailed("not yet")
+    return value
+
+
+@Contract.on("flaky async", name="flaky-async", retry=QUICKLY, success_callback=success, failure_callback=failure)
+async def flaky_async(value: str) -> str:
+    return flaky(value)
+
+
+@Contract.on("flaky", "flaky async", "hopeless", name="steady")
+def steady(*_: object) -> None:
+    record("steady")
+
+
+@Contract.on("hopeless", name="hopeless", retry=QUICKLY, success_callback=success, failure_callback=failure)
+def hopeless() -> None:
+    raise PaymentFailed(str(attempt()))
+
+
+@Contract.on("later", name="later", success_callback=success, failure_callback=failure)
+async def later() -> None:
+    if attempt() < 3:
+        raise RetryLater(0.02)
+
+
+@Contract.on("gives up", name="gives-up", retry=QUICKLY, success_callback=success, failure_callback=failure)
+def gives_up() -> None:
+    attempt()
+    raise GiveUp("no")
+
+
+@Contract.on("never again", name="never-again", retry=QUICKLY, success_callback=success, failure_callback=failure)
+def never_again() -> None:
+    attempt()
+    raise KeyError("x")
+
+
+class Patient(EventLinker, name="contract.patient", default_retry=QUICKLY):
+    pass
+
+
+@Patient.on("patient", name="patient")
+def patient() -> None:
+    if attempt() < 3:
+        raise PaymentFailed("not yet")
+
+
+@Patient.on("impatient", name="impatient", retry=Retry(max_attempts=1))
+def impatient() -> None:
+    attempt()
+    raise PaymentFailed("never")
+
+
 # -- Side by side -------------------------------------------------------------------------------------------------
 
 
@@ -243,8 +318,14 @@ def runs_once() -> None:
     record("once")
 
 
+def runs_once_in_the_end() -> None:
+    if attempt() < 3:
+        raise PaymentFailed("not yet")
+
+
 def link_once(emitter: str) -> None:
     """A handler of its own for each emitter, because it runs once per process."""
+    Contract.once(f"once in the end {emitter}", name=f"once in the end {emitter}", retry=QUICKLY)(runs_once_in_the_end)
     Contract.once(f"once {emitter}", "once or more", name=f"once {emitter}")(runs_once)
 
 

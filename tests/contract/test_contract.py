@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 
 from .emitters import Record, UnderTest
-from .handlers import Contract, OrderPlaced, Other, PaymentFailed, RushOrderPlaced, variable
+from .handlers import Contract, OrderPlaced, Other, Patient, PaymentFailed, RushOrderPlaced, variable
 
 # The first test of each broker starts its worker.
 pytestmark = pytest.mark.timeout(90)
@@ -70,6 +70,54 @@ def test_a_handler_that_fails_harms_no_other(record: Record) -> None:
     """Nor do callbacks that raise, nor does a cancellation that a handler raises; what comes next runs too."""
     record.emit("neighbours", "x")
     assert record.wait_for(2) == [["good"], ["good async"]]
+
+
+@pytest.mark.parametrize(("event", "handler"), [("flaky", "flaky-sync"), ("flaky async", "flaky-async")])
+def test_what_fails_is_run_again_alone(record: Record, event: str, handler: str) -> None:
+    """Its success is reported once, and no failure; the handler beside it runs once."""
+    record.emit(event, "value")
+    attempts = [["attempt", "1", "()"], *(["attempt", str(attempt), f"('{handler}',)"] for attempt in (2, 3))]
+    assert record.wait_for(5) == [*attempts, ["steady"], ["success", "'value'"]]
+
+
+def test_what_fails_to_the_end_is_reported_once(record: Record) -> None:
+    """With what it failed with the last time."""
+    record.emit("hopeless")
+    lines = record.wait_for(5)
+    assert [line[:2] for line in lines] == [
+        *(["attempt", str(attempt)] for attempt in (1, 2, 3)), ["failure", repr(PaymentFailed("3"))], ["steady"],
+    ]  # fmt: skip
+
+
+def test_a_handler_may_ask_to_be_run_later(record: Record) -> None:
+    """Without a policy, too."""
+    record.emit("later")
+    assert [line[:2] for line in record.wait_for(4)] == [
+        *(["attempt", str(attempt)] for attempt in (1, 2, 3)), ["success"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "error"), [("gives up", "GiveUp('no')"), ("never again", "KeyError('x')")])
+def test_what_must_not_be_retried_is_not(record: Record, event: str, error: str) -> None:
+    """Whatever else its policy says."""
+    record.emit(event)
+    assert record.wait_for(2) == [["attempt", "1", "()"], ["failure", error]]
+
+
+def test_a_linker_has_a_policy_for_its_handlers(record: Record) -> None:
+    """Which a handler's own replaces."""
+    record.emit_in(Patient, "patient")
+    assert [line[:2] for line in record.wait_for(3)] == [["attempt", str(attempt)] for attempt in (1, 2, 3)]
+    record.emit_in(Patient, "impatient")
+    assert len(record.wait_for(4)) == 4
+
+
+def test_a_once_handler_is_retried(record: Record, under_test: UnderTest) -> None:
+    """It runs for one emission only, as often as that takes."""
+    record.emit(f"once in the end {under_test.name}")
+    assert len(record.wait_for(3)) == 3
+    record.emit(f"once in the end {under_test.name}")
+    assert len(record.wait_for(3)) == 3
 
 
 def test_handlers_run_side_by_side(record: Record) -> None:

@@ -22,7 +22,6 @@ from pyventus import Emission
 from pyventus.dead_letters.base import DeadLetter
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.cli import dead, escape, pyventus
-from pyventus.emitters.celery.dead_letters import make_store
 from pyventus.emitters.celery.replay import DeadLetters
 from tests.brokers import RabbitMQ, refused_port
 from tests.functional.apps.support import ROOT, SECRET, service
@@ -34,16 +33,15 @@ ROTATED = "a secret that came later, and is as long as it has to be"
 
 def queue_to(url: str, name: str, secret: Any = SECRET, app: Celery | None = None) -> CeleryEventEmitter.Queue:
     app = app or Celery("typing", broker=url)
-    queue = CeleryEventEmitter.Queue(app, name, secret)
-    vars(queue)["dead_letters"] = DeadLetters(queue, make_store(None, app))
-    return queue
+    return CeleryEventEmitter.Queue(app, name, secret)
 
 
 def keep(queue: CeleryEventEmitter.Queue, *args: object, **options: Any) -> DeadLetter:
     emission = Emission(event=options.pop("event", "Asked"), args=args, kwargs={"colour": "red"})
     envelope = queue.open(queue.seal(emission, emission.id), emission.id)
-    letters: DeadLetters = vars(queue)["dead_letters"]
-    return letters.keep(envelope, "failed", **{"handlers": ["answer"], "error": ValueError("no such order"), **options})
+    return queue.dead_letters.keep(
+        envelope, "failed", **{"handlers": ["answer"], "error": ValueError("no such order"), **options}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +104,7 @@ def test_a_hostile_letter_is_harmless(redis_url: str, queue_name: str) -> None:
     """Whatever is in a record, the terminal gets nothing to obey."""
     queue = queue_to(redis_url, queue_name)
     letter = keep(queue, HOSTILE)
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     names = ("event", "linker", "message_id", "emission", "error", "traceback")
     hostile_id = HOSTILE[:-1]
     letters.store.add(replace(letter, id=hostile_id, handlers=(HOSTILE, HOSTILE), **dict.fromkeys(names, HOSTILE)))
@@ -177,7 +175,7 @@ def test_the_list_fits_the_terminal(queue: CeleryEventEmitter.Queue) -> None:
 
 def test_ids_are_as_long_as_they_need_to_be(queue: CeleryEventEmitter.Queue) -> None:
     letter = keep(queue)
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     letters.store.add(replace(letter, id=letter.id[:12] + "x"))
     lines = run(queue, "list").stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [letter.id[:13], letter.id[:12] + "x"]
@@ -222,7 +220,7 @@ def test_arguments_are_decoded_only_if_they_verify(queue: CeleryEventEmitter.Que
 def test_what_was_not_replayed_is_told(queue: CeleryEventEmitter.Queue) -> None:
     """Each with its reason, and in the exit status; the others are replayed all the same."""
     letter, forged = keep(queue), keep(queue)
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     letters.remove(forged.id)
     letters.store.add(replace(forged, handlers=("shout",)))
     result = run(queue, "replay", "no", letter.id[:10], forged.id)
@@ -240,7 +238,7 @@ def test_what_was_not_replayed_is_told(queue: CeleryEventEmitter.Queue) -> None:
 
 def test_a_beginning_that_two_have(queue: CeleryEventEmitter.Queue) -> None:
     letter = keep(queue)
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     letters.store.add(replace(letter, id=letter.id + "0"))
     for command in ("show", "replay", "remove"):
         result = run(queue, command, letter.id[:5])
@@ -261,7 +259,7 @@ def test_remove(queue: CeleryEventEmitter.Queue) -> None:
 def test_purge_asks(queue: CeleryEventEmitter.Queue) -> None:
     keep(queue)
     keep(queue)
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     for answer in ("n\n", "\n", ""):
         asked = run(queue, "purge", input=answer)
         assert asked.exit_code == 1
@@ -277,7 +275,7 @@ def test_refused_ones(queue: CeleryEventEmitter.Queue, redis_url: str) -> None:
     """They can be replayed when the key is back."""
     emitting = queue_to(redis_url, "orders", ROTATED)
     emission = Emission(event="Asked", args=("an argument",))
-    letters: DeadLetters = vars(queue)["dead_letters"]
+    letters: DeadLetters = queue.dead_letters
     letters.keep_refused(emission.id, emitting.seal(emission, emission.id), "it is signed with another key")
     (letter,) = letters.list(refused=True)
     assert f"{letter.id[:8]}  " in run(queue, "list", "--refused").stdout

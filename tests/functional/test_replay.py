@@ -18,7 +18,6 @@ from pyventus import Emission
 from pyventus.dead_letters.base import DeadLetter
 from pyventus.emitters.celery import CeleryEventEmitter, dead_letters
 from pyventus.emitters.celery import replay as replays
-from pyventus.emitters.celery.dead_letters import make_store
 from pyventus.emitters.celery.replay import DeadLetters, make_letter, refused_letter
 from pyventus.errors import PyventusError, Refused
 from pyventus.wire import Envelope
@@ -33,14 +32,11 @@ def queue_to(
     url: str, name: str, secret: Any = SECRET, *, store: str | None = None, **options: Any
 ) -> CeleryEventEmitter.Queue:
     app = Celery("replaying", broker=url)
-    queue = CeleryEventEmitter.Queue(app, name, secret, **options)
-    vars(queue)["dead_letters"] = DeadLetters(queue, make_store(store, app))
-    return queue
+    return CeleryEventEmitter.Queue(app, name, secret, dead_letters=store, **options)
 
 
 def letters_of(queue: CeleryEventEmitter.Queue) -> DeadLetters:
-    letters: DeadLetters = vars(queue)["dead_letters"]
-    return letters
+    return queue.dead_letters
 
 
 def envelope_of(queue: CeleryEventEmitter.Queue, *args: object, **changes: Any) -> Envelope:

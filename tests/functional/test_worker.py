@@ -246,7 +246,9 @@ def test_failures_name_handler_and_emission_and_the_task_fails(worker: Process, 
     )
     errors = lines_of(worker, emission, "ERROR")
     assert len(errors) == 2
-    assert f"Handler fails failed on emission {emission.id} of 'Fails': ValueError('because')" in "\n".join(errors)
+    assert f"Handler fails failed on emission {emission.id} of 'Fails', attempt 1: ValueError('because')" in "\n".join(
+        errors
+    )
     assert f"Handler fails too failed on emission {emission.id} of 'Fails'" in "\n".join(errors)
 
 

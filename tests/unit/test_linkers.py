@@ -474,7 +474,7 @@ def test_an_event_whose_once_handler_has_run_is_spent(linker: type[EventLinker])
     emission = Emission(event="a", linker=linker.name)
     handler = linker.subscribe("a", event_callback=function, once=True)
     assert not linker.is_spent(emission)
-    assert linker.claim(handler)
+    assert linker.claim(handler, emission)
     assert linker.is_spent(emission)
     assert not linker.is_spent(Emission(event="b", linker=linker.name))
     linker.remove_all()
@@ -505,7 +505,7 @@ def test_once_is_not_used_up_by_preparing(linker: type[EventLinker]) -> None:
 def test_a_once_handler_that_has_run_is_found_by_its_own_follow_ups(linker: type[EventLinker]) -> None:
     """Until it is removed, which frees its name."""
     handler = linker.subscribe("a", event_callback=function, once=True, name="one")
-    assert linker.claim(handler)
+    assert linker.claim(handler, Emission(event="a"))
     assert linker.find_handlers(Emission(event="a", handlers=("one",))) == [handler]
     assert linker.remove_event_handler(handler) is False
     assert linker.subscribe("a", event_callback=other, name="one")

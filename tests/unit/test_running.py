@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from pyventus import Emission, EventHandler, EventLinker, HandlerTimeout, PyventusError, current_emission, current_state
+from pyventus import Emission, EventHandler, HandlerTimeout, PyventusError, current_emission, current_state
 from pyventus.errors import InvalidHandler
 from pyventus.running import (
     Middleware,
     Result,
     close_process_loop,
     handler_context,
-    jobs_of,
+    job_of,
     process_loop,
     run_in_thread,
     run_jobs,
@@ -123,7 +123,7 @@ def handler(event_callback: Callable[..., Any], id: str = "h", **options: Any) -
 
 
 def jobs(*handlers: EventHandler, emission: Emission = EMISSION, middleware: Sequence[Middleware] = ()) -> list[Job]:
-    return jobs_of(EventLinker, handlers, emission, handler_context(emission), middleware)
+    return [job_of(handler, emission, handler_context(emission), middleware) for handler in handlers]
 
 
 kinds = pytest.mark.parametrize("event_kind", ["sync", "async"])
@@ -159,7 +159,10 @@ def test_failure(
     assert log.said[1:] == [("failure", error)]
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage() == "Handler h failed on emission the-emission of 'the event': ValueError('broken')"
+    assert (
+        record.getMessage()
+        == "Handler h failed on emission the-emission of 'the event', attempt 1: ValueError('broken')"
+    )
     assert record.exc_info
     assert record.exc_info[1] is error
 
@@ -293,7 +296,7 @@ def is_waiting(thread: int) -> bool:
 
 
 def test_an_exception_that_arrives_while_waiting_ends_the_wait(log: Log) -> None:
-    """Async handlers are cancelled, sync ones cannot be and are waited for, and then it is raised."""
+    """Async handlers are cancelled and have failed with it; sync ones cannot be, and are waited for."""
     started, cancelled, arrived = threading.Barrier(2), threading.Event(), threading.Event()
     main = threading.main_thread().ident
     assert main is not None
@@ -324,29 +327,40 @@ def test_an_exception_that_arrives_while_waiting_ends_the_wait(log: Log) -> None
 
     before = signal.signal(signal.SIGUSR1, arrive)
     try:
-        with pytest.raises(Interruption):
-            run_jobs(
-                jobs(handler(endless, "async"), handler(stubborn, "own thread"), handler(log.sync("here"), "here"))
-            )
+        results = run_jobs(
+            jobs(
+                handler(endless, "async", failure_callback=log.sync("failure")),
+                handler(stubborn, "own thread"),
+                handler(log.sync("here"), "here"),
+            ),
+            interrupts=(Interruption,),
+        )
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert arrived.is_set()
-    assert log.said[-1] == "ended"
+    assert [type(result.error) for result in results] == [Interruption, type(None), type(None)]
+    assert log.said[-2:] == ["ended", ("failure", results[0].error)]
 
 
 def test_an_interruption_inside_a_handler_of_this_thread(log: Log) -> None:
-    """Ends the others too, when it is one of those that come from outside; without that it is the handler's failure."""
-    cancelled = threading.Event()
+    """Ends the async ones too, when it is one of those that come from outside."""
+    started, cancelled = threading.Event(), threading.Event()
 
     async def endless(*_: Any, **__: Any) -> None:
+        started.set()
         try:
             await asyncio.sleep(60)
         finally:
             cancelled.set()
 
-    interrupted = handler(log.sync("here", raises=Interruption()), "here", failure_callback=log.sync("failure"))
-    with pytest.raises(Interruption):
-        run_jobs(jobs(handler(endless, "async"), interrupted), interrupts=(Interruption,))
+    def here(*_: Any, **__: Any) -> None:
+        assert started.wait(20)
+        log.said.append(("here",))
+        raise Interruption
+
+    interrupted = handler(here, failure_callback=log.sync("failure"))
+    results = run_jobs(jobs(handler(endless, "async"), interrupted), interrupts=(Interruption,))
+    assert [type(result.error) for result in results] == [Interruption, Interruption]
     assert cancelled.wait(20)
     assert [said[0] for said in log.said] == ["here", "failure"]
     (result,) = run_jobs(jobs(interrupted))

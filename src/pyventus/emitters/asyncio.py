@@ -12,7 +12,7 @@ from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter, find_handlers_here, linker_of, logger, seconds_until
 from pyventus.errors import PyventusError
 from pyventus.linkers import EventLinker
-from pyventus.running import Job, handler_context, is_expired, jobs_of, process_loop, run_jobs, run_on_loop
+from pyventus.running import Job, handler_context, is_expired, jobs_of, process_loop, run_on_loop, run_until_final
 
 Runs = set[asyncio.Task[None]]
 
@@ -27,9 +27,9 @@ _inside: ContextVar[Runs] = ContextVar("pyventus.inside")
 class AsyncIOEventEmitter(EventEmitter):
     """Runs handlers on the running loop, side by side; sync ones in the threads of the loop's default executor.
 
-    Outside a running loop `emit` runs the handlers before it returns, and what they emit too; async ones on a loop
-    that this process keeps for it. A sync handler that emits emits to the loop of the emission that it handles. As an
-    async context manager it waits, when left, for what was emitted meanwhile.
+    Outside a running loop `emit` runs the handlers before it returns, their retries and what they emit included; async
+    ones on a loop that this process keeps for it. A sync handler that emits emits to the loop of the emission that it
+    handles. As an async context manager it waits, when left, for what was emitted meanwhile.
     """
 
     def __init__(self, event_linker: type[EventLinker] = EventLinker, debug: bool | None = None) -> None:
@@ -104,7 +104,7 @@ def _run_here(linker: type[EventLinker], emission: Emission, context: Context) -
     inside: Runs = set()
     context.run(_inside.set, inside)
     time.sleep(seconds_until(emission.due))
-    run_jobs(_jobs(linker, emission, context))
+    run_until_final(_jobs(linker, emission, context))
     while running := inside.copy():
         process_loop().submit(asyncio.wait(running)).result()
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from pyventus.emission import Emission, new_id, now
 from pyventus.errors import InvalidOption
 from pyventus.events import describe
-from pyventus.handlers import EventHandler
+from pyventus.handlers import EventHandler, check_priority
 from pyventus.linkers import EventLinker, find_linker
 
 logger = logging.getLogger("pyventus")
@@ -143,7 +143,8 @@ class EventEmitter(ABC):
         if at is not None:
             changes |= {"at": _moment("at", at), "delay": None}
         if priority is not None:
-            changes["priority"] = _check_priority(priority)
+            check_priority(priority)
+            changes["priority"] = priority
         if expires is not None:
             check = _moment if isinstance(expires, datetime) else _seconds
             changes["expires"] = check("expires", expires)
@@ -236,12 +237,6 @@ def _moment(option: str, value: object) -> datetime:
     if value.utcoffset() is None:
         raise InvalidOption(f"{option} must be an aware datetime, such as datetime.now(UTC), not the naive {value!r}")
     return value.astimezone(UTC)
-
-
-def _check_priority(priority: object) -> int:
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
-        raise InvalidOption(f"priority must be a whole number from 0 to 9, 9 first, not {priority!r}")
-    return priority
 
 
 def _check_headers(headers: object) -> dict[str, str]:

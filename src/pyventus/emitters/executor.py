@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextvars import Context, ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter, find_handlers_here, linker_of, logger, seconds_until
 from pyventus.errors import EmitError, InvalidOption, NotSerializable, PyventusError
 from pyventus.handlers import EventHandler
 from pyventus.linkers import EventLinker
-from pyventus.running import Job, handler_context, is_expired, jobs_of, run_in_thread
+from pyventus.running import Job, handler_context, is_expired, job_of, jobs_of, run_in_thread
 
 
 class ExecutorEventEmitter(EventEmitter):
@@ -48,15 +48,13 @@ class ExecutorEventEmitter(EventEmitter):
         context.run(self._waiting.enter)
         if delay := seconds_until(emission.due):
             self._pack(emission, linker.find_handlers(emission))  # What cannot be sent is refused now.
-            self._start_timer(delay, linker, emission, context)
+            self._submit_in(delay, linker, emission, context)
         else:
             self._submit(linker, emission, context)
 
-    def _start_timer(self, delay: float, linker: type[EventLinker], emission: Emission, context: Context) -> None:
+    def _submit_in(self, delay: float, linker: type[EventLinker], emission: Emission, context: Context) -> None:
         self._waiting.add()
-        timer = threading.Timer(delay, self._submit_late, [linker, emission, context])
-        timer.daemon = True
-        timer.start()
+        _start_timer(delay, self._submit_late, linker, emission, context)
 
     def _submit_late(self, linker: type[EventLinker], emission: Emission, context: Context) -> None:
         try:
@@ -74,16 +72,15 @@ class ExecutorEventEmitter(EventEmitter):
         for job in jobs_of(linker, handlers, emission, context):
             self._waiting.add()
             try:
-                future = self._start(job, packed.get(job.handler))
+                self._start(job, packed.get(job.handler))
             except RuntimeError as error:
                 self._waiting.discard()
                 raise EmitError(f"emission {emission.id} cannot run: {error}", emission) from error
-            future.add_done_callback(self._finished(job))
 
-    def _start(self, job: Job, packed: bytes | None) -> Future[Any]:
-        if packed is None:
-            return self._executor.submit(run_in_thread, job)
-        return self._executor.submit(_run_in_process, packed)
+    def _start(self, job: Job, packed: bytes | None) -> None:
+        run, what = (_run_in_thread, job) if packed is None else (_run_in_process, packed)
+        future: Future[float | None] = self._executor.submit(run, what)  # type: ignore[arg-type]
+        future.add_done_callback(self._finished(job))
 
     def _pack(self, emission: Emission, handlers: Iterable[EventHandler]) -> dict[EventHandler, bytes]:
         """What goes to other processes, pickled before ``emit`` returns.
@@ -95,17 +92,31 @@ class ExecutorEventEmitter(EventEmitter):
             return {}
         return {handler: _pickled(emission, handler) for handler in handlers}
 
-    def _finished(self, job: Job) -> Callable[[Future[Any]], None]:
-        def report(future: Future[Any]) -> None:
+    def _finished(self, job: Job) -> Callable[[Future[float | None]], None]:
+        def go_on(future: Future[float | None]) -> None:
             error = "it was cancelled" if future.cancelled() else future.exception()
             if error is not None:
-                emission = job.emission
-                logger.error(
-                    "Handler %s was lost on emission %s of %r: %s", job.handler.id, emission.id, emission.event, error
-                )
-            self._waiting.discard()
+                self._lose(job, error)
+            elif (again := future.result()) is not None:
+                _start_timer(again, self._start_again, job.next())
+            else:
+                self._waiting.discard()
 
-        return report
+        return go_on
+
+    def _start_again(self, job: Job) -> None:
+        if is_expired(job.emission):
+            self._waiting.discard()
+            return
+        try:
+            self._start(job, self._pack(job.emission, [job.handler]).get(job.handler))
+        except Exception as error:
+            self._lose(job, error)
+
+    def _lose(self, job: Job, error: object) -> None:
+        emission = job.emission
+        logger.error("Handler %s was lost on emission %s of %r: %s", job.handler.id, emission.id, emission.event, error)
+        self._waiting.discard()
 
     def drain(self) -> None:
         """Wait until all that was emitted has run, what handlers in this process emit meanwhile included.
@@ -164,9 +175,19 @@ class _Waiting:
             self._changed.wait_for(lambda: self._count == 0)
 
 
-def _run_in_process(packed: bytes) -> None:
+def _start_timer(seconds: float, function: Callable[..., object], *args: object) -> None:
+    timer = threading.Timer(seconds, function, args)
+    timer.daemon = True
+    timer.start()
+
+
+def _run_in_thread(job: Job) -> float | None:
+    return run_in_thread(job).again
+
+
+def _run_in_process(packed: bytes) -> float | None:
     emission, handler = pickle.loads(packed)  # noqa: S301 - what `_pickled` made in the process that started this one
-    run_in_thread(Job(handler, emission, handler_context(emission)))
+    return run_in_thread(job_of(handler, emission, handler_context(emission))).again
 
 
 def _pickled(emission: Emission, handler: EventHandler) -> bytes:

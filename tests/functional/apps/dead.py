@@ -8,8 +8,6 @@ from celery import Celery
 
 from pyventus import EventLinker
 from pyventus.emitters.celery import CeleryEventEmitter
-from pyventus.emitters.celery.dead_letters import make_store
-from pyventus.emitters.celery.replay import DeadLetters
 from tests.functional.apps.support import SECRET
 
 app = Celery("dead", broker=os.environ["TEST_BROKER"])
@@ -18,9 +16,7 @@ secrets = os.environ.get("TEST_SECRETS", SECRET).split("|")
 
 
 def new_queue(name: str | None = None) -> CeleryEventEmitter.Queue:
-    queue = CeleryEventEmitter.Queue(app, name, secrets)
-    vars(queue).setdefault("dead_letters", DeadLetters(queue, make_store(os.environ.get("TEST_STORE"), app)))
-    return queue
+    return CeleryEventEmitter.Queue(app, name, secrets, dead_letters=os.environ.get("TEST_STORE"))
 
 
 queue = new_queue()

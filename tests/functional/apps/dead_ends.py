@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.functional.apps.dead import queue
 
-letters = vars(queue)["dead_letters"]
+letters = queue.dead_letters
 
 
 def die(*_: Any, **__: Any) -> None:

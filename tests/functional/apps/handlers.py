@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery import current_task
 from celery.exceptions import SoftTimeLimitExceeded
 
-from pyventus import EventLinker
+from pyventus import EventLinker, Retry
+from pyventus.emitters.celery.delivery import current_ids
 from pyventus.events import event
 from pyventus.running import current_emission, current_state
 from tests.functional.apps.support import BARRIER
@@ -118,6 +120,11 @@ async def limited() -> None:
         raise
 
 
+@EventLinker.on("Limited", name="in time", success_callback=lambda: say("ended before the limit"))
+async def in_time() -> None:
+    pass
+
+
 @EventLinker.on("LimitedToo", name="limited-too-async")
 async def limited_too() -> None:
     await limited()
@@ -153,6 +160,67 @@ def killed(file: str) -> None:
     say("is killed")
     os.kill(os.getpid(), signal.SIGKILL)
     return None
+
+
+def gave_up(error: Exception) -> None:
+    say("gave up because of", type(error).__name__, error)
+
+
+@EventLinker.on("Poison", "PoisonInTea", name="poison", failure_callback=gave_up)
+def poison(file: str) -> None:
+    """Takes its process with it, each time; counts how often it could."""
+    with Path(file).open("a") as starts:
+        starts.write("x")
+    os._exit(1)
+
+
+@EventLinker.on("PoisonInTea", "Tea", name="tea")
+def tea(file: str) -> None:
+    time.sleep(0.05)
+    say("tea")
+
+
+@EventLinker.on("Flaky", name="flaky", retry=Retry(max_attempts=3, delay=0.1), failure_callback=gave_up)
+def flaky(attempts: int) -> None:
+    """Fails until as many attempts have been made."""
+    say("attempt", current_emission().attempt, "in task", current_task.request.id)
+    if current_emission().attempt < attempts:
+        raise ValueError("not yet")
+
+
+@EventLinker.on("Flaky", name="steady")
+async def steady(attempts: int) -> None:
+    say("steady")
+
+
+@EventLinker.on("AsTheQueueSays", name="as the queue says", failure_callback=gave_up)
+async def as_the_queue_says(changed: list[int]) -> None:
+    """Changes its arguments, which its next attempt must not notice."""
+    changed.append(current_emission().attempt)
+    say("was given", changed)
+    raise ValueError("never")
+
+
+@EventLinker.on("Heavy", name="heavy", queue=os.environ.get("TEST_HEAVY_QUEUE"), retry=Retry(max_attempts=2, delay=0))
+def heavy() -> None:
+    say("heavy, attempt", current_emission().attempt, "from", current_task.request.delivery_info["routing_key"])
+    if current_emission().attempt < 2:
+        raise ValueError("not yet")
+
+
+@EventLinker.on("Heavy", name="light")
+async def light() -> None:
+    say("light")
+
+
+@EventLinker.on("Urgent", name="urgent", priority=9)
+def urgent() -> None:
+    say("urgent in", current_ids.get())
+
+
+@EventLinker.on("Urgent", name="ordinary")
+def ordinary() -> None:
+    say("ordinary in", current_ids.get())
 
 
 @EventLinker.on("Meets", name="meets")

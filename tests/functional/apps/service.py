@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from pyventus import Emission, EventHandler
+from pyventus import Emission, EventHandler, Retry
 from pyventus.emitters.celery import CeleryEventEmitter
 from tests.functional.apps import handlers
 from tests.functional.apps.support import SECRET
@@ -45,6 +45,8 @@ async def lifespan() -> AsyncIterator[dict[str, Any]]:
 
 
 options: dict[str, Any] = json.loads(os.environ.get("TEST_QUEUE_OPTIONS", "{}"))
+if "retry" in options:
+    options["retry"] = Retry(**options["retry"])
 queue = CeleryEventEmitter.Queue(app, **{"secret": SECRET, "lifespan": lifespan, "middleware": [middleware], **options})
 
 

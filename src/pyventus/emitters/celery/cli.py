@@ -48,9 +48,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     def run(name: str | None, refused: bool, **options: Any) -> None:
         try:
             queue = _queue(click.get_current_context().obj.app, name)
-            # Not attribute access: Queue gets the attribute together with its option dead_letters.
-            letters: DeadLetters = vars(queue)["dead_letters"]
-            function(letters, refused=refused, **options)
+            function(queue.dead_letters, refused=refused, **options)
         except PyventusError as error:
             raise click.ClickException(escape(str(error))) from None
 

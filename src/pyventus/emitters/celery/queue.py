@@ -14,13 +14,19 @@ from celery import Celery
 from kombu.serialization import prepare_accept_content
 
 from pyventus import wire
+from pyventus.dead_letters.base import DeadLetterStore
 from pyventus.emission import Emission
 from pyventus.emitters.celery import worker
+from pyventus.emitters.celery.dead_letters import make_store
+from pyventus.emitters.celery.delivery import current_ids
 from pyventus.emitters.celery.lifespan import Lifespan
-from pyventus.emitters.celery.publisher import Message, Publisher
-from pyventus.emitters.celery.task import EmissionTask, current_ids
+from pyventus.emitters.celery.publisher import Message, Publisher, publisher_of
+from pyventus.emitters.celery.replay import DeadLetters
+from pyventus.emitters.celery.task import EmissionTask
 from pyventus.emitters.celery.worker import PICKLE_CONTENT
 from pyventus.errors import ConfigurationError, InvalidOption
+from pyventus.handlers import EventHandler
+from pyventus.retry import Retry, check_retry
 from pyventus.running import Middleware
 from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
 
@@ -28,6 +34,8 @@ JSON_CONTENT = "application/json"
 STRONG_SECRET_BYTES = 32
 # An expiry that is shorter than the worst backlog would itself lose events.
 SHORTEST_MAX_AGE = timedelta(days=7)
+# By so many bytes a message that has one handler run may be longer than that which came from the emitter.
+HEAD_GROWTH = 4096
 MESSAGE_IDS = UUID("a5b0b0ee-6c1f-5a7e-9d0c-6f3f4f0a5d11")
 
 LifespanFactory = Callable[[], AbstractAsyncContextManager[Any]]
@@ -46,8 +54,11 @@ class Queue:
         secret: signs every emission, so that nothing else runs. Of several, the first signs and any verifies, so that
             it can be changed without a rejected message. 32 random bytes or more; shorter ones work with a warning.
         serializer: "json", "pickle", or a serializer's class or instance.
+        retry: when handlers that bring no policy of their own are run again after a failure; default: never.
+        dead_letters: where emissions are kept that finally failed, could not be handled or were refused: a store, or
+            the URL of a Redis; default: the app's broker, 10,000 letters for 14 days.
         unhandled: what becomes of an event that no handler of the worker is linked to: "dead_letter" logs an error
-            that names the cure, "ignore" drops it.
+            that names the cure and keeps it, "ignore" drops it.
         lifespan: called once per worker process, before its first emission; the async context manager that it returns
             is entered on the loop of the process and left at shutdown. Handlers get what it yields from
             ``current_state()``.
@@ -73,6 +84,8 @@ class Queue:
         secret: str | bytes | Sequence[str | bytes] | None = None,
         serializer: Literal["json", "pickle"] | type[wire.Serializer] | wire.Serializer | None = None,
         *,
+        retry: Retry | None = None,
+        dead_letters: DeadLetterStore | str | None = None,
         unhandled: Literal["dead_letter", "ignore"] = "dead_letter",
         lifespan: LifespanFactory | None = None,
         middleware: Iterable[Middleware] = (),
@@ -85,6 +98,7 @@ class Queue:
         self.keyring: Keyring = Keyring(secret)
         self.serializer: wire.Serializer = _make_serializer(serializer)
         self.serializers: dict[str, wire.Serializer] = {each.name: each for each in (JSONSerializer(), self.serializer)}
+        self.retry: Retry | None = check_retry("retry", retry)
         self.unhandled: str = _check_choice("unhandled", unhandled, ("dead_letter", "ignore"))
         self.lifespan: Lifespan = Lifespan(_check_callable("lifespan", lifespan))
         self.middleware: tuple[Middleware, ...] = tuple(_check_callable("middleware", each) for each in middleware)
@@ -93,7 +107,8 @@ class Queue:
         self.allow_pickled_tasks = allow_pickled_tasks
         self._check_secret()
         self.check_app()
-        self.publisher: Publisher = _publisher_of(celery)
+        self.publisher: Publisher = publisher_of(celery)
+        self.dead_letters: DeadLetters = DeadLetters(self, make_store(dead_letters, self.publisher))
         _add_queue(self)
         _register_task(self)
 
@@ -171,15 +186,35 @@ class Queue:
             message_id, self.seal(emission, message_id), emission.event, emission.priority, {**options, **self._ids()}
         )
 
-    def message_again(self, envelope: Envelope, text: str, delay: float) -> Message:
-        """The message that carried ``envelope`` as ``text`` once more, after ``delay`` seconds."""
-        emission, options = envelope.emission, {"countdown": delay, **self._ids()}
+    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler) -> Message:
+        """The message that has one handler run, with the arguments of ``envelope`` as they came."""
+        message_id = self._derived_id(emission)
+        text = self._reseal(envelope, emission, message_id)
+        options = {} if emission.due is None else {"eta": emission.due}
+        priority = emission.priority if handler.priority is None else handler.priority
+        return self._message(
+            message_id, text, emission.event, priority, {**options, **self._ids()}, handler.queue or self.name
+        )
+
+    def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
+        """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
+        text = self._reseal(envelope, emission, envelope.message_id)
+        options = {"countdown": delay, **self._ids()}
         return self._message(envelope.message_id, text, emission.event, emission.priority, options)
 
+    def _reseal(self, envelope: Envelope, emission: Emission, message_id: str) -> str:
+        return envelope.reseal(emission, queue=self.name, message_id=message_id, keyring=self.keyring)
+
     def _message(
-        self, message_id: str, text: str, event: str, priority: int | None, options: dict[str, Any]
+        self,
+        message_id: str,
+        text: str,
+        event: str,
+        priority: int | None,
+        options: dict[str, Any],
+        destination: str | None = None,
     ) -> Message:
-        return Message(self.task_name, self.name, message_id, event, text, priority, options)
+        return Message(self.task_name, destination or self.name, message_id, event, text, priority, options)
 
     def _ids(self) -> dict[str, str]:
         """Which task the message comes from: one that runs handlers, or another of the user's."""
@@ -217,7 +252,7 @@ class Queue:
         """The verified envelope in a message; see `open_envelope`."""
         return open_envelope(
             text, queue=self.name, message_id=message_id, serializers=self.serializers, keyring=self.keyring,
-            max_size=self.max_size,
+            max_size=self.max_size + HEAD_GROWTH,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -230,12 +265,6 @@ class Queue:
 
 _lock = threading.Lock()
 _queues: dict[Celery, list[Queue]] = {}
-_publishers: dict[Celery, Publisher] = {}
-
-
-def _publisher_of(app: Celery) -> Publisher:
-    with _lock:
-        return _publishers.setdefault(app, Publisher(app))
 
 
 def _add_queue(queue: Queue) -> None:

@@ -13,6 +13,7 @@ from kombu.serialization import prepare_accept_content, registry
 from pyventus.emitters.celery.lifespan import leave_lifespans
 from pyventus.emitters.celery.task import EmissionTask, hold_invariants
 from pyventus.errors import ConfigurationError
+from pyventus.linkers import all_linkers
 from pyventus.running import close_process_loop
 
 if TYPE_CHECKING:
@@ -123,12 +124,20 @@ def _is_pickle(serializer: str | None) -> bool:
 def _check_consumed(app: Celery, queues: list[Queue]) -> None:
     consumed = list(app.amqp.queues.consume_from)
     missing = [queue.name for queue in queues if queue.name not in consumed]
+    if not handlers_queues().isdisjoint(consumed):
+        return
     if missing and len(missing) == len(queues):
         logger.error(
             "This worker consumes %s but not %s, where its app's emissions go, so it will run none of them: start it "
             "with -Q %s, or make the queue with name=%r",
             ", ".join(consumed), " and ".join(missing), ",".join([*consumed, *missing]), next(iter(consumed), "..."),
         )  # fmt: skip
+
+
+def handlers_queues() -> set[str]:
+    """Names of the queues that handlers of this process bring along."""
+    handlers = (handler for linker in all_linkers() for handler in linker.get_event_handlers())
+    return {handler.queue for handler in handlers if handler.queue is not None}
 
 
 # -- Tidying up -------------------------------------------------------------------------------------------------

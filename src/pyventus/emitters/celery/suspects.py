@@ -1,0 +1,107 @@
+"""Emissions that a worker process died with: each runs alone in its process, and its starts are counted in the broker.
+
+What a dead process had fetched comes back together, and dies together if it runs together; one message that kills its
+worker would convict its neighbours. A counter of the broker's own cannot be kept in the message, because a message that
+waited in a process that died has not been started.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+#: How often an emission that runs alone may take its process with it.
+MAX_DEATHS = 3
+COUNTER_SECONDS = 7 * 24 * 3600
+
+Action = Callable[[Any, str], int]
+
+
+class Room:
+    """What runs in a process: many together, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0  # -1: one alone.
+        self._waiting_alone = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def shared(self) -> Generator[None]:
+        """Run beside others; not while one runs alone, or waits for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._leave(by=1)
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Run when nothing else does, and let nothing else start meanwhile."""
+        with self._changed:
+            self._waiting_alone += 1
+            try:
+                self._changed.wait_for(lambda: self._inside == 0)
+                self._inside = -1
+            finally:
+                self._waiting_alone -= 1
+        try:
+            yield
+        finally:
+            self._leave(by=-1)
+
+    def _leave(self, by: int) -> None:
+        with self._changed:
+            self._inside -= by
+            self._changed.notify_all()
+
+
+def count_start(queue: str, message_id: str) -> Action:
+    """Count a start of a message; the action returns how many there were, this one included."""
+
+    def count(channel: Any, driver: str) -> int:
+        if driver == "redis":
+            return _count_in_redis(channel, _name(queue, message_id))
+        if driver == "amqp":
+            return _count_in_rabbitmq(channel, _name(queue, message_id))
+        return 1  # Of other transports none outlives the process, or tells what it has delivered before.
+
+    return count
+
+
+def forget_starts(queue: str, message_id: str) -> Action:
+    """Drop the counter of a message that has ended."""
+
+    def forget(channel: Any, driver: str) -> int:
+        name = _name(queue, message_id)
+        if driver == "redis":
+            channel.client.delete(f"{channel.global_keyprefix}{name}")
+        elif driver == "amqp":
+            channel.queue_delete(name)
+        return 0
+
+    return forget
+
+
+def _name(queue: str, message_id: str) -> str:
+    return f"{queue}.starts.{message_id}"
+
+
+def _count_in_redis(channel: Any, name: str) -> int:
+    # Kombu prefixes the keys of a few commands only, and these are not among them.
+    key = f"{channel.global_keyprefix}{name}"
+    with channel.client.pipeline() as pipeline:
+        starts, _ = pipeline.incr(key).expire(key, COUNTER_SECONDS).execute()
+    return int(starts)
+
+
+def _count_in_rabbitmq(channel: Any, name: str) -> int:
+    """A queue that nobody consumes, with a message for each start; it deletes itself when it is no longer asked for."""
+    arguments = {"x-expires": COUNTER_SECONDS * 1000}
+    channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+    message = channel.prepare_message(b"", content_encoding="binary", properties={"delivery_mode": 2})
+    channel.basic_publish(message, exchange="", routing_key=name)
+    return int(channel.queue_declare(name, passive=True).message_count)
