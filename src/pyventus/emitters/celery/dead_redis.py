@@ -15,10 +15,8 @@ Execute = Callable[..., Any]
 PAGE = 100
 MICROSECONDS = 1_000_000
 
-# By the server's clock, so that a worker whose clock is wrong removes nothing. Lua writes a number with 14 digits, and
-# a moment in microseconds has 16.
+# By the server's clock, so that a worker whose clock is wrong removes nothing.
 ADD = """
-local function text(number) return string.format('%.0f', number) end
 local function remove(ids)
     for _, id in ipairs(ids) do
         redis.call('HDEL', KEYS[1], id)
@@ -32,9 +30,9 @@ local now = time[1] * 1000000 + time[2]
 local newest = tonumber(redis.call('ZREVRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2] or 0)
 
 if redis.call('HSETNX', KEYS[1], id, record) == 1 then
-    redis.call('ZADD', KEYS[2], text(math.max(now, newest + 1)), id)
+    redis.call('ZADD', KEYS[2], math.max(now, newest + 1), id)
 end
-remove(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', text(now - seconds * 1000000)))
+remove(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - seconds * 1000000))
 local excess = redis.call('ZCARD', KEYS[2]) - limit
 if excess > 0 then remove(redis.call('ZRANGE', KEYS[2], 0, excess - 1)) end
 redis.call('EXPIRE', KEYS[1], seconds)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pyventus")
 
+# Before the name of a queue, what its letters are sealed for: so that none of them is a message.
+LETTERS_OF = "dead:"
 LETTER_IDS = UUID("0d4fbb8e-2a3b-5c92-8b4e-6b7a64a1d5c3")
 MAX_ERROR = 1_000
 MAX_TRACEBACK = 20_000
@@ -31,11 +33,6 @@ MAX_ID = 255
 PUBLISH_SECONDS = 5.0
 # What is published is removed together: RabbitMQ goes through the whole queue each time.
 BATCH = 500
-
-
-def place_name(queue: Queue) -> str:
-    """What letters are sealed for in place of the queue, so that none of them is a message to it."""
-    return f"dead:{queue.name}"
 
 
 # -- Making letters -----------------------------------------------------------------------------------------------
@@ -64,7 +61,7 @@ def make_letter(
     failed = tuple(handlers) or emission.handlers
     letter_id = _letter_id("dead", queue.name, envelope.message_id, *failed)
     text = envelope.reseal(
-        replace(emission, handlers=failed), queue=place_name(queue), message_id=letter_id, keyring=queue.keyring
+        replace(emission, handlers=failed), queue=LETTERS_OF + queue.name, message_id=letter_id, keyring=queue.keyring
     )
     return DeadLetter(
         id=letter_id, queue=queue.name, reason=reason, text=text, message_id=envelope.message_id, emission=emission.id,
@@ -187,7 +184,7 @@ class DeadLetters:
         if letter.reason == "unreadable":
             raise Refused(letter.error)
         envelope = open_envelope(
-            letter.text, queue=place_name(self._queue), message_id=letter.id, serializers=self._queue.serializers,
+            letter.text, queue=LETTERS_OF + self._queue.name, message_id=letter.id, serializers=self._queue.serializers,
             keyring=self._queue.keyring, max_size=len(letter.text),
         )  # fmt: skip
         _check_shown(letter, envelope.emission)
