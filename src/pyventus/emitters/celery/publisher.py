@@ -27,6 +27,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from pyventus.emitters.celery.delays import Delays
 from pyventus.running import start_native_thread
 
 T = TypeVar("T")
@@ -371,6 +372,7 @@ class Sender:
         self._connection: Connection | None = None
         self._driver = ""
         self._producer: Any = None
+        self._delays: Delays | None = None
         self._returned: BaseException | None = None
         self._is_abandoned = False
         self._ident = 0
@@ -435,11 +437,13 @@ class Sender:
             raise PublishError(f"RabbitMQ has no queue to route it to ({self._returned}); it was not stored")
 
     def _publish(self, message: Message) -> None:
+        assert self._delays is not None
         self._returned = None
+        delayed = self._delays.options(message.queue, message.options)
         self._app.send_task(
             message.task, args=(message.text,), task_id=message.id, queue=message.queue, shadow=message.shadow,
             argsrepr="(...)", kwargsrepr="{}", serializer="json", ignore_result=True, add_to_parent=False,
-            producer=self._producer, retry=False, **message.options, **self._options(message),
+            producer=self._producer, retry=False, **delayed, **self._options(message),
         )  # fmt: skip
 
     def _options(self, message: Message) -> dict[str, Any]:
@@ -471,6 +475,7 @@ class Sender:
         self._producer = self._app.amqp.Producer(
             connection.channel(), auto_declare=False, on_return=self._on_return if self._driver == "amqp" else None
         )
+        self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 

@@ -56,9 +56,9 @@ class Checks(bootsteps.Step):
         queues = [task.emission_queue for task in emission_tasks(app)]
         for task in emission_tasks(app):
             hold_invariants(task)
-        _check_app(app, queues)
+        check_app(app, queues)
         if _is_closed(queues):
-            _check_pickled(app)
+            check_pickled(app)
             # The mailbox of remote control unpickles whatever it accepts, before any command is looked up.
             mailbox = app.control.mailbox
             mailbox.accept = _without_pickle(mailbox.accept)
@@ -89,7 +89,12 @@ def _without_pickle(accept: Any) -> set[str]:
     return set(prepare_accept_content(accept)) - {PICKLE_CONTENT}
 
 
-def _check_app(app: Celery, queues: list[Queue]) -> None:
+def check_app(app: Celery, queues: list[Queue]) -> None:
+    """Check what an app with emission queues needs.
+
+    Raises:
+        SecurityError: which ends a worker.
+    """
     # SecurityError is the one exception that Celery's command line shows without a traceback.
     if queues and app.conf.task_protocol != 2:
         raise SecurityError(
@@ -103,7 +108,12 @@ def _check_app(app: Celery, queues: list[Queue]) -> None:
         raise SecurityError(str(error)) from error
 
 
-def _check_pickled(app: Celery) -> None:
+def check_pickled(app: Celery) -> None:
+    """Check that an app whose workers refuse pickled messages sends none.
+
+    Raises:
+        SecurityError: which ends a worker.
+    """
     # Workers read each other's events. Celery's own tasks have the serializer of the app.
     settings = [name for name in ("task_serializer", "event_serializer") if _is_pickle(app.conf[name])]
     tasks = sorted(name for name, task in app.tasks.items() if _is_pickle(task.serializer))
