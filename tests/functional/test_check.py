@@ -22,7 +22,6 @@ from pyventus.handlers import EventHandler
 from tests.brokers import RabbitMQ, Valkey, hanging_broker, refused_port, trickling_broker
 from tests.functional.apps.support import ROOT, SECRET, new_emitter, new_queue, service
 
-COMMAND = ROOT / "tests/functional/check_command.py"
 PASSWORD = "s3krit-of-the-broker"
 WEAK = "ignore::pyventus.emitters.celery.queue.WeakSecretWarning"
 
@@ -347,7 +346,7 @@ def own_valkey() -> Iterator[Valkey]:
 
 def run_check(url: str, queue: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(COMMAND), "-A", "tests.functional.apps.service", "pyventus", "check", *options],
+        [sys.executable, "-m", "celery", "-A", "tests.functional.apps.service", "pyventus", "check", *options],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_BROKER": url, "TEST_QUEUE": queue},
         capture_output=True,

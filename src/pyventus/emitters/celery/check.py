@@ -21,13 +21,13 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from kombu import Connection
 from kombu.serialization import prepare_accept_content
 
-from pyventus import linkers
 from pyventus.emitters.celery.delays import LONGEST_HELD
 from pyventus.emitters.celery.publisher import describe_error
 from pyventus.emitters.celery.queue import STRONG_SECRET_BYTES, Queue
 from pyventus.emitters.celery.worker import PICKLE_CONTENT, check_app, check_pickled, emission_tasks, has_side_door
 from pyventus.errors import ConfigurationError
 from pyventus.handlers import EventHandler, callback_id
+from pyventus.linkers import all_linkers
 
 T = TypeVar("T")
 Level = Literal["error", "warning", "unknown", "ok"]
@@ -117,7 +117,7 @@ def check(app: Celery, *, seconds: float = SECONDS) -> list[Finding]:
     """
     end = time.monotonic() + seconds
     queues = [task.emission_queue for task in emission_tasks(app)]
-    handlers = [handler for linker in list(linkers._linkers.values()) for handler in linker.get_event_handlers()]
+    handlers = [handler for linker in all_linkers() for handler in linker.get_event_handlers()]
     broker = _start(lambda: _ask_broker(app, _queue_names(queues, handlers)))
     workers = _start(lambda: _ask_workers(app))
     facts = Facts(app, queues, handlers, _wait(broker, end, Broker), _wait(workers, end, Workers))
@@ -219,9 +219,8 @@ def _ask_workers(app: Any) -> Workers:
 
 def _queue_names(queues: Iterable[Queue], handlers: Iterable[EventHandler]) -> list[str]:
     """Emission queues, and those that handlers name for themselves."""
-    named = (getattr(handler, "queue", None) for handler in handlers)
-    names = [getattr(each, "name", each) for each in [*queues, *named] if each is not None]
-    return list(dict.fromkeys(str(name) for name in names))
+    named = [handler.queue for handler in handlers if handler.queue is not None]
+    return list(dict.fromkeys([*(queue.name for queue in queues), *named]))
 
 
 # -- The app ----------------------------------------------------------------------------------------------------
@@ -316,7 +315,7 @@ def _check_handlers(facts: Facts) -> Iterator[Finding]:
             "warning", "handlers", f"ids depend on the order or place of the code: {_some(unstable)}",
             "give them a name=: what waits for a retry under such an id may find another handler, or none",
         )  # fmt: skip
-    waiting = [handler.id for handler in unnamed if handler.id not in unstable and _retry(handler, facts)]
+    waiting = [handler.id for handler in unnamed if handler.id not in unstable and _is_retried(handler, facts)]
     if waiting:
         yield Finding(
             "warning", "handlers", f"handlers with retries and without a name: {_some(waiting)}",
@@ -324,8 +323,8 @@ def _check_handlers(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _retry(handler: EventHandler, facts: Facts) -> Any:
-    return getattr(handler, "retry", None) or any(getattr(queue, "retry", None) for queue in facts.queues)
+def _is_retried(handler: EventHandler, facts: Facts) -> bool:
+    return handler.retry is not None or any(queue.retry is not None for queue in facts.queues)
 
 
 # -- Times ------------------------------------------------------------------------------------------------------
@@ -396,7 +395,7 @@ def _raise_it(facts: Facts) -> str:
 def _check_delays(facts: Facts) -> Iterator[Finding]:
     if facts.broker.failure:
         return
-    retries = [getattr(each, "retry", None) for each in [*facts.handlers, *facts.queues]]
+    retries = [*(handler.retry for handler in facts.handlers), *(queue.retry for queue in facts.queues)]
     longest = max((retry.max_delay for retry in retries if retry is not None), default=0.0)
     if facts.broker.driver == "amqp" and detect_quorum_queues(facts.app, "amqp")[0]:
         yield Finding("ok", "delays", f"RabbitMQ itself delays emissions; the longest retry delay is {longest:g} s")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyventus.emitters.celery.check import check_command
 from pyventus.errors import PyventusError, Refused
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def pyventus() -> None:
     """Look after the emission queues of an app."""
 
 
-# Here further commands are added: pyventus.add_command(check)
+pyventus.add_command(check_command)
 
 
 @pyventus.group()
