@@ -447,6 +447,23 @@ def test_rabbitmq_a_queue_made_for_something_else(
     assert rabbitmq.depth(dead_queue) == 0
 
 
+@pytest.mark.parametrize("kind", ["deleted", "full"])
+def test_rabbitmq_a_letter_that_no_queue_takes(
+    rabbitmq: RabbitMQ, queue_name: str, dead_queue: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when somebody deletes the queue at the wrong moment: it is not taken for stored."""
+    monkeypatch.setattr(RabbitShelf, "_declare", lambda self: None)
+    store = BrokerDeadLetters(app_of(rabbitmq.url))
+    if kind == "full":
+        with rabbitmq.channel() as channel:
+            arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+            channel.queue_declare(dead_queue, durable=True, auto_delete=False, arguments=arguments)
+        store.add(letter_of(queue_name))
+    expected = f"has no queue '{dead_queue}' any more" if kind == "deleted" else "RabbitMQ refused it"
+    with pytest.raises(PublishError, match=expected):
+        store.add(letter_of(queue_name, 1))
+
+
 def test_rabbitmq_channels_are_closed(rabbitmq: RabbitMQ, queue_name: str, dead_queue: str) -> None:
     """After refusals too: a connection has 2,047 of them."""
     with rabbitmq.channel() as channel:

@@ -285,24 +285,20 @@ def test_interrupted_by_hand(redis_url: str, monkeypatch: pytest.MonkeyPatch) ->
     assert len(sent(queue)) == 1
 
 
-def test_a_message_that_is_not_confirmed_keeps_its_letter(broker: str, queue_name: str) -> None:
-    """The broker may have it, or not."""
-    queue = queue_to(broker, queue_name)
-    letter = letters_of(queue).keep(envelope_of(queue), "failed")
+def test_a_message_that_is_not_confirmed_keeps_its_letter(
+    broker: str, queue_name: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may have it, or not; the letter is kept elsewhere, so that it could be removed."""
+    monkeypatch.setattr(replays, "PUBLISH_SECONDS", 0.3)
     with FreezableProxy(broker) as proxy:
-        proxied = queue_to(proxy.proxied_url, queue_name)
-        letters = letters_of(proxied)
-        found = letters.list()
-
-        def list_then_cut(**_: object) -> list[DeadLetter]:
-            proxy.close()
-            return found
-
-        letters.list = list_then_cut  # type: ignore[method-assign]
+        letters = letters_of(queue_to(proxy.proxied_url, queue_name, store=redis_url))
+        kept = [letters.keep(envelope_of(queue_to("memory://", queue_name), number), "failed") for number in range(2)]
+        proxy.freeze()
         result = letters.replay_all()
-    assert result.replayed == ()
-    assert list(result.failed) == [letter.id]
-    assert letters_of(queue).list() == [letter]
+        assert result.replayed == ()
+        assert "whether it was stored is unknown" in result.failed[kept[0].id]
+        assert "it was not sent, because the broker failed less than 1 s ago" in result.failed[kept[1].id]
+        assert letters.list() == kept
 
 
 def test_a_letter_that_cannot_be_removed_is_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
