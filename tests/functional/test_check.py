@@ -8,16 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from click.testing import CliRunner
 from kombu import Exchange
 from kombu import Queue as BrokerQueue
 
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery import check as checking
-from pyventus.emitters.celery.check import Broker, Facts, Finding, Workers, check
+from pyventus.emitters.celery.check import Broker, Facts, Finding, Workers, check, check_command
 from pyventus.handlers import EventHandler
 from tests.brokers import RabbitMQ, Valkey, hanging_broker, refused_port, trickling_broker
 from tests.functional.apps.support import ROOT, SECRET, new_emitter, new_queue, service
@@ -201,6 +203,11 @@ def test_longest_delay_is_told() -> None:
     assert "delays: workers hold delayed emissions 900 s at a time; the longest retry delay is 7200 s" in told
 
 
+def test_rabbitmq_delays_on_quorum_queues() -> None:
+    told = found(facts(handler(retry=Policy()), driver="amqp", task_default_queue_type="quorum"))
+    assert "delays: RabbitMQ itself delays emissions; the longest retry delay is 7200 s" in of_level(told, "ok")
+
+
 def test_no_handler_and_no_queue() -> None:
     given = facts(**HEALTHY)
     given.queues = []
@@ -329,9 +336,9 @@ def test_broker_url_that_is_none(url: str) -> None:
 
 
 def test_passwords_are_masked_however_they_are_written() -> None:
-    app = Celery("shop", broker="redis://:a%2Fb%40c@h;redis://:other@h", set_as_current=False)
+    app = Celery("shop", broker="redis://:a%2Fb%40c@h;redis://:third@h", set_as_current=False)
     app.conf.result_backend = "redis://:third:3@h"
-    finding = Finding("error", "broker", "a%2Fb%40c a/b@c", "other third:3")
+    finding = Finding("error", "broker", "a%2Fb%40c a/b@c", "third third:3")
     assert checking._masked(finding, checking._passwords(app)) == Finding("error", "broker", "**** ****", "**** ****")
 
 
@@ -348,7 +355,12 @@ def run_check(url: str, queue: str, *options: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "celery", "-A", "tests.functional.apps.service", "pyventus", "check", *options],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_BROKER": url, "TEST_QUEUE": queue},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+            "TEST_BROKER": url,
+            "TEST_QUEUE": queue,
+        },
         capture_output=True,
         text=True,
         timeout=30,
@@ -374,6 +386,17 @@ def test_command(own_valkey: Valkey, queue_name: str, tmp_path: Path) -> None:
     for run in (good, elsewhere):
         assert PASSWORD not in run.stdout + run.stderr
         assert SECRET not in run.stdout + run.stderr
+
+
+def test_command_imports_what_a_worker_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "linked_late.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.imports = ["linked_late"]
+    result = CliRunner().invoke(check_command, obj=SimpleNamespace(app=app))
+    assert "linked_late" in sys.modules
+    assert result.exit_code == 1
+    assert "ERROR   queues: the app has no emission queue\n        → make a CeleryEventEmitter.Queue" in result.output
 
 
 def test_rabbitmq(amqp_url: str, rabbitmq: RabbitMQ, queue_name: str, tmp_path: Path) -> None:

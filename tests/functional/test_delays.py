@@ -98,7 +98,12 @@ def test_queue_or_exchange_deleted_meanwhile(
     with rabbitmq.channel() as channel:
         channel.exchange_delete(undeclared)
     emit(emitter, 0.9)
-    wait_until(lambda: rabbitmq.depth(queue_name) == 2, "the third is due")
+    with rabbitmq.channel() as channel:
+        # Now its messages lead nowhere, and come back.
+        channel.exchange_delete(delays.ENTRY.name)
+        channel.exchange_declare(delays.ENTRY.name, "topic", durable=True, auto_delete=False)
+    emit(emitter, 0.9)
+    wait_until(lambda: rabbitmq.depth(queue_name) == 3, "the third and the fourth are due")
 
 
 def test_refused_by_rabbitmq(

@@ -388,7 +388,7 @@ def _raise_it(facts: Facts) -> str:
         )
     return (
         "raise consumer_timeout on the server, unless that is done: RabbitMQ closes the channel of a worker that takes "
-        "longer, and what it held is delivered again"
+        "longer, the worker ends, and what it held is run again"
     )
 
 

@@ -50,6 +50,7 @@ class Delays:
         self._is_amqp: bool = connection.transport.driver_type == "amqp"
         self._channel: Any = None
         self._is_refused = False
+        self._is_incomplete = False
 
     def options(self, queue: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options for ``send_task``, in the place of an eta or a countdown."""
@@ -65,6 +66,10 @@ class Delays:
         moment = datetime.now(UTC) + timedelta(seconds=part)
         # As an option Celery would see to it, in its own way.
         return {**options, "headers": {**options.get("headers", {}), "eta": moment.isoformat()}}
+
+    def declare_again(self) -> None:
+        """A message was returned: of what delays, a part may be missing."""
+        self._is_incomplete = True
 
     def _is_native(self, queue: str) -> bool:
         if not self._is_amqp or self._is_refused:
@@ -87,10 +92,13 @@ class Delays:
 
     def _bind_or_declare(self, queue: str) -> None:
         try:
-            self._bind_queue(queue)
+            if not self._is_incomplete:
+                return self._bind_queue(queue)
         except NotFound:
-            self._declare(queue)
-            self._bind_queue(queue)
+            pass
+        self._declare(queue)
+        self._bind_queue(queue)
+        self._is_incomplete = False
 
     def _bind_queue(self, queue: str) -> None:
         if self._channel is None or not self._channel.is_open:

@@ -432,6 +432,8 @@ class Sender:
             # Its queue may have been deleted after this connection had declared it.
             assert self._connection is not None
             self._connection.declared_entities.clear()
+            assert self._delays is not None
+            self._delays.declare_again()
             self._publish(message)
         if self._returned is not None:
             raise PublishError(f"RabbitMQ has no queue to route it to ({self._returned}); it was not stored")
