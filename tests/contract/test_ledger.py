@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import re
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +25,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pyventus import PyventusError
@@ -30,7 +35,7 @@ from pyventus.ledger import sql as sql_ledger
 from pyventus.ledger.base import Claim, Key, Ledger, Row, Settled, Turn, current_claim
 from tests.brokers import FreezableProxy, Valkey
 
-from .ledgers import Place, Shop, effects_table
+from .ledgers import ROOT, Place, Shop, effects_table
 
 KINDS = ("redis", "sqlite", "postgresql")
 TURN = (0, 2)
@@ -460,6 +465,39 @@ def test_rows_are_kept_for_their_retention(place: Place, ledger: Ledger, state: 
     fleeting.close()
 
 
+def test_retention_begins_when_a_row_is_written(place: Place) -> None:
+    """Of one that runs, when its lease ends: so long its deaths can be counted."""
+    ledger, brief = (place.open(100.0, timedelta(seconds=seconds)) for seconds in (1000, 100))
+    key = new_key()
+    claim = granted(brief.claim(key, (0, 1)))
+    assert 190 < kept_for(place, key) <= 200
+    assert ledger.renew([claim]) == [claim]
+    assert 1090 < kept_for(place, key) <= 1100
+    ledger.settle(claim, "owed")
+    assert 990 < kept_for(place, key) <= 1000
+    claim = granted(brief.claim(key, (0, 2)))
+    ledger.release(claim)
+    assert 990 < kept_for(place, key) <= 1000
+    ledger.close()
+    brief.close()
+
+
+def kept_for(place: Place, key: Key) -> float:
+    if place.kind == "redis":
+        with redis_ledger.redis.Redis.from_url(place.url) as client:
+            return int(client.pttl(row_name(place, key))) / 1000
+    engine = sa.create_engine(place.url)
+    with engine.connect() as connection:
+        statement = f"SELECT keep_until - {sql_ledger._NOW[place.kind]} FROM {place.name} WHERE emission = :emission"
+        span: int = connection.execute(sa.text(statement), {"emission": key.emission}).scalar_one()
+    engine.dispose()
+    return span / 1e6
+
+
+def row_name(place: Place, key: Key) -> str:
+    return f"{place.name}:row:{key.queue}:{key.emission}:{key.handler}"
+
+
 def test_pruning_goes_on_until_nothing_is_left(new_sql_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_ledger, "PRUNED_AT_ONCE", 3)
     ledger = new_sql_place.open_sql(lease=0.001)
@@ -518,6 +556,31 @@ def test_clocks_of_clients_do_not_count(place: Place, ledger: Ledger, monkeypatc
         other.prune()
         assert look(other, key).lease > 0
         other.close()
+
+
+def test_tokens_grow_though_the_clock_goes_back(place: Place, ledger: Ledger) -> None:
+    """As when somebody sets the server's."""
+    key = new_key()
+    claim = granted(ledger.claim(key, (0, 1)))
+    ahead = claim.token + 10**12
+    set_token(place, key, ahead)
+    for turn in ((0, 2), (0, 1)):
+        ledger.release(replace(claim, token=ahead))
+        later = granted(ledger.claim(key, turn))
+        assert ahead < later.token < ahead + 10
+        ahead = later.token
+
+
+def set_token(place: Place, key: Key, token: int) -> None:
+    if place.kind == "redis":
+        with redis_ledger.redis.Redis.from_url(place.url) as client:
+            client.hset(row_name(place, key), "token", str(token))
+    else:
+        engine = sa.create_engine(place.url)
+        with engine.begin() as connection:
+            statement = f"UPDATE {place.name} SET token = :token WHERE emission = :emission"
+            connection.execute(sa.text(statement), {"token": token, "emission": key.emission})
+        engine.dispose()
 
 
 # -- Servers that are down --------------------------------------------------------------------------------------------
@@ -594,22 +657,35 @@ def test_a_postgresql_that_cut_its_connections_is_found_again(postgres_place: Pl
 
 
 def test_replies_that_are_lost_are_not_asked_for_again(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that repeated a claim would count itself as dead, or be denied by itself."""
+    """A client that repeated a claim would be denied by itself."""
     monkeypatch.setattr(redis_ledger, "SOCKET_SECONDS", 0.3)
-    place = Place("redis", redis_url, "lost")
-    direct, key = place.open(), new_key()
-    with FreezableProxy(redis_url) as proxy:
+    with FreezableProxy(redis_url) as proxy, redis_ledger.redis.Redis.from_url(redis_url) as client:
         ledger = Place("redis", proxy.proxied_url, "lost").open()
-        granted(ledger.claim(new_key(), (0, 1)))
+        claim = granted(ledger.claim(new_key(), (0, 1)))
+        calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
         proxy.replies = "drop"
         with pytest.raises(redis_ledger.redis.TimeoutError):
-            ledger.claim(key, (0, 1))
+            ledger.settle(claim, "owed")
         proxy.replies = "forward"
-        assert look(direct, key).state == "running"
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls + 1
+        assert ledger.settle(claim, "done") == "done"
         ledger.close()
-    with redis_ledger.redis.Redis.from_url(redis_url) as client:
-        assert client.hget(f"lost:row:orders:{key.emission}:stock", "deaths") == b"0"
-    direct.close()
+
+
+def test_a_redis_user_needs_no_more_than_is_documented() -> None:
+    """The rights that the documentation lists are enough; through a socket in the file system."""
+    rights = re.search(r"`(~pyventus:ledger:\* .*?)`", (ROOT / "docs/how-to/ledger.md").read_text())
+    assert rights
+    with tempfile.TemporaryDirectory() as folder, Valkey(unixsocket=f"{folder}/valkey.sock") as server:
+        with server.client() as client:
+            client.execute_command("ACL", "SETUSER", "ledger", "on", ">pass", *rights.group(1).split())
+        ledger = redis_ledger.RedisLedger(f"unix://ledger:pass@{folder}/valkey.sock?db=0")
+        claim = granted(ledger.claim(new_key(), (0, 1)))
+        assert ledger.renew([claim]) == [claim]
+        ledger.release(claim)
+        assert ledger.settle(granted(ledger.claim(claim.key, (0, 1))), "done") == "done"
+        assert ledger.claim_once(claim.key)
+        ledger.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -651,6 +727,27 @@ def test_record_commits_with_the_effects(shop: Shop, in_handler: Any, way: str) 
     assert ledger.settle(claim, "dead") == "done"
     assert ledger.settle(claim, "done") == "done"
     assert look(ledger, key) == Row("done", (0, 1))
+
+
+def test_record_in_an_async_session(postgres_place: Place) -> None:
+    """As the documentation says."""
+    ledger = postgres_place.open_sql()
+    claims = [granted(ledger.claim(new_key(), (0, 1))) for _ in range(2)]
+
+    async def run() -> None:
+        engine = create_async_engine(postgres_place.url)
+        for claim in claims:
+            current_claim.set(claim)
+            async with AsyncSession(engine) as session:
+                await session.run_sync(ledger.record)
+                await (session.commit() if claim is claims[0] else session.rollback())
+        with pytest.raises(PyventusError, match="run_sync"):
+            ledger.record(AsyncSession(engine))  # type: ignore[arg-type]
+        await engine.dispose()
+
+    asyncio.run(run())
+    assert [look(ledger, claim.key).state for claim in claims] == ["done", "running"]
+    ledger.close()
 
 
 def test_a_zombie_cannot_record(sql_place: Place, shop: Shop, in_handler: Any) -> None:
@@ -790,8 +887,6 @@ def test_record_says_what_is_wrong(shop: Shop, in_handler: Any, tmp_path: Path) 
             shop.ledger.record(session)
         claim = granted(shop.ledger.claim(new_key(), (0, 1)))
         in_handler(claim)
-        with pytest.raises(PyventusError, match=r"await session\.run_sync\(ledger\.record\)"):
-            shop.ledger.record(SimpleNamespace(run_sync=None))  # type: ignore[arg-type]
     autocommit = shop.engine.execution_options(isolation_level="AUTOCOMMIT")
     with autocommit.connect() as connection, pytest.raises(PyventusError, match="AUTOCOMMIT"):
         shop.ledger.record(connection)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from pyventus.errors import InvalidOption, MissingExtra
 from pyventus.ledger import Ledger, make_ledger
+from pyventus.ledger.base import Claim, Key
 from pyventus.ledger.redis import RedisLedger
 from pyventus.ledger.sql import SQLLedger
 
@@ -137,6 +138,14 @@ def test_engines_and_clients_of_ones_own(tmp_path: Path) -> None:
     assert repr(RedisLedger(client)).startswith("<RedisLedger localhost:1/0")
 
 
+def test_a_url_of_redis_is_given_timeouts() -> None:
+    """Not all versions of redis-py have any; who gives others in the URL has those."""
+    own = RedisLedger("redis://127.0.0.1:1")._clients.get().get_connection_kwargs()
+    assert (own["socket_timeout"], own["socket_connect_timeout"], own["retry"].get_retries()) == (5, 5, 0)
+    other = RedisLedger("redis://127.0.0.1:1?socket_timeout=2")._clients.get().get_connection_kwargs()
+    assert (other["socket_timeout"], other["socket_connect_timeout"]) == (2, 5)
+
+
 def test_files_are_switched_to_wal(tmp_path: Path) -> None:
     """So that a reader does not hold up the writer."""
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -146,6 +155,20 @@ def test_files_are_switched_to_wal(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
     engine.dispose()
+    ledger.close()
+
+
+def test_errors_show_nothing_of_a_row(tmp_path: Path) -> None:
+    """They stand in the log."""
+    ledger = SQLLedger(f"sqlite:///{tmp_path}/ledger.db")
+    claim = ledger.claim(Key("orders", "emission", "stock"), (0, 1))
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/ledger.db")
+    ledger.metadata.drop_all(engine)
+    engine.dispose()
+    assert isinstance(claim, Claim)
+    with pytest.raises(sa.exc.OperationalError) as raised:
+        ledger.settle(claim, "owed", "hunter2")
+    assert "hunter2" not in str(raised.value)
     ledger.close()
 
 

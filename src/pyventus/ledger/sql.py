@@ -36,6 +36,8 @@ PRUNED_AT_ONCE = 1000
 PRUNE_AGAIN_SECONDS = 1.0
 RENEWED_AT_ONCE = 100
 SCHEMES = ("sqlite", "postgresql+psycopg")
+# What is in a row is nobody's business who reads the log.
+_OPTIONS: Any = {"pool_timeout": SECONDS, "hide_parameters": True}
 # The first with RETURNING.
 OLDEST_SQLITE = (3, 35)
 # Any number: who makes tables takes the lock of this one.
@@ -149,7 +151,7 @@ class SQLLedger:
         self._is_own = not isinstance(database, Engine)
         engine = database if isinstance(database, Engine) else _make_engine(_check_url(database))
         _check_dialect(engine)
-        self._engines = Clients(lambda: Engine(engine.pool.recreate(), engine.dialect, engine.url), engine)
+        self._engines = Clients(lambda: _copy_of(engine), engine)
         self._sql = _Statements(self._table, _NOW[engine.dialect.name])
         self._is_ready = False
         self._prune_at = 0.0
@@ -437,11 +439,16 @@ def _is_in_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:") or "memory" in (url.query.get("mode"), url.query.get("vfs"))
 
 
+def _copy_of(engine: Engine) -> Engine:
+    """The same with connections of its own."""
+    return Engine(engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
+
+
 def _make_engine(url: URL) -> Engine:
     if url.drivername == "sqlite":
-        return sa.create_engine(url, connect_args={"timeout": SECONDS}, pool_timeout=SECONDS)
+        return sa.create_engine(url, connect_args={"timeout": SECONDS}, **_OPTIONS)
     try:
-        engine = sa.create_engine(url, connect_args=_postgresql_options(url), pool_timeout=SECONDS)
+        engine = sa.create_engine(url, connect_args=_postgresql_options(url), **_OPTIONS)
     except ModuleNotFoundError:
         raise MissingExtra(
             "a SQLLedger in PostgreSQL needs psycopg, which is not installed: pip install 'psycopg[binary]'"
