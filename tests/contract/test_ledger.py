@@ -474,6 +474,7 @@ def test_retention_begins_when_a_row_is_written(place: Place) -> None:
     assert ledger.renew([claim]) == [claim]
     assert 1090 < kept_for(place, key) <= 1100
     ledger.settle(claim, "owed")
+    assert ledger.renew([claim]) == [claim]
     assert 990 < kept_for(place, key) <= 1000
     claim = granted(brief.claim(key, (0, 2)))
     ledger.release(claim)
@@ -859,6 +860,28 @@ def test_a_recorded_row_does_not_hold_up_the_others(postgres_place: Place, in_ha
     shop.engine.dispose()
     ledger.close()
     patient.close()
+
+
+def test_a_recorded_row_does_not_hold_up_pruning(postgres_place: Place, in_handler: Any) -> None:
+    """It stays, however old it is."""
+    ledger = sql_ledger.SQLLedger(
+        postgres_place.url, lease=0.001, retention=timedelta(milliseconds=1), table=postgres_place.name
+    )
+    shop = Shop(postgres_place, ledger)
+    ledger._prune_at = time.monotonic() + 1000
+    old, recorded = (granted(ledger.claim(new_key(), (0, 1))) for _ in range(2))
+    run_out(ledger, recorded.key)
+    in_handler(recorded)
+    with Session(shop.engine) as session:
+        ledger.record(session)
+        deadline = time.monotonic() + 20
+        while not ledger.prune():
+            assert time.monotonic() < deadline
+        session.commit()
+    assert look(ledger, recorded.key).state == "done"
+    granted(ledger.claim(old.key, (-1, 0)))
+    shop.engine.dispose()
+    ledger.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -117,7 +117,7 @@ _ONCE_OWNER = 'SELECT emission FROM "{table}_once" WHERE queue = :queue AND hand
 
 
 class SQLLedger:
-    """A ledger in SQLite from 3.35, in a file, or in PostgreSQL, through psycopg 3.
+    """A ledger in SQLite from 3.35, in a file, or in PostgreSQL, through psycopg from 3.2.
 
     Its tables are made when they are first needed and missing.
 
@@ -471,7 +471,7 @@ def _connect_within(dialect: object, record: object, args: Iterable[Any], option
             return super().wait(self._until(gen, time.monotonic() + SECONDS + 1), *args, **options)
 
         def _until(self, gen: Generator[Any, Any, T], end: float) -> Generator[Any, Any, T]:
-            """``gen``, which is sent something several times a second, ready or not."""
+            """``gen``, which psycopg, from 3.2, sends something several times a second, ready or not."""
             try:
                 wanted = next(gen)
                 while True:
