@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -89,15 +90,19 @@ def test_the_thread_ends_and_comes_again(book: Any) -> None:
 
 
 def test_what_is_held_as_the_thread_ends_has_another(book: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever that is."""
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.0)
+    """What comes after its last look, and finds it running."""
     leases = Leases(book)
-    for _ in range(50):
-        with leases.hold(CLAIMS):
-            pass
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
-    with leases.hold(CLAIMS):
-        book.wait_for(CLAIMS)
+    renew = module._Held._renew_while_needed
+    with contextlib.ExitStack() as late:
+
+        def end(process: module._Held) -> None:
+            monkeypatch.setattr(module._Held, "_renew_while_needed", renew)
+            late.enter_context(leases.hold(CLAIMS[1:]))
+
+        monkeypatch.setattr(module._Held, "_renew_while_needed", end)
+        with leases.hold(CLAIMS[:1]):
+            book.wait_for(CLAIMS)
+        book.wait_for(CLAIMS[1:])
 
 
 def test_an_error_of_the_handler_ends_the_hold(book: Any) -> None:
