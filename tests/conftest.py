@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import hypothesis
 import pytest
+import sqlalchemy
 
 from tests.brokers import RabbitMQ, Valkey
 
@@ -56,6 +57,22 @@ def amqp_url(rabbitmq: RabbitMQ, queue_name: str) -> Iterator[str]:
     """RabbitMQ's URL; the test's queue is deleted afterwards."""
     yield rabbitmq.url
     rabbitmq.delete(queue_name)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    url = os.environ.get("PYVENTUS_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+    engine = sqlalchemy.create_engine(url, connect_args={"connect_timeout": 5})
+    try:
+        with engine.connect():
+            return url
+    except Exception as error:  # whatever it is: it does not answer
+        service_missing(
+            f"no PostgreSQL ({error!r}): start one with `docker run -p 5432:5432 -e POSTGRES_DB=test "
+            "-e POSTGRES_HOST_AUTH_METHOD=trust postgres:17`, or name yours in PYVENTUS_TEST_POSTGRES_URL"
+        )
+    finally:
+        engine.dispose()
 
 
 @pytest.fixture(params=["redis", "amqp"])

@@ -89,11 +89,13 @@ class Result:
         handler: which one.
         error: what it failed with; None when it succeeded.
         again: seconds after which it is to be run again; None: this is the end.
+        is_lost: whether another process has taken the handler over, so that nothing follows from this run.
     """
 
     handler: EventHandler
     error: BaseException | None = None
     again: float | None = None
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ class Job:
         context: of this run.
         middleware: around its event callback.
         retry: what says whether it is run again after a failure.
-        record: called with the result before any success or failure callback; its errors end the run.
+        record: called with the result before any success or failure callback, which come only if it returns the same;
+            its errors end the run.
     """
 
     handler: EventHandler
@@ -116,7 +119,7 @@ class Job:
     context: Context
     middleware: Sequence[Middleware] = ()
     retry: Retry | None = None
-    record: Callable[[Result], object] | None = None
+    record: Callable[[Result], Result] | None = None
 
     def next(self) -> Job:
         """The job of the handler's next attempt."""
@@ -154,7 +157,7 @@ def job_of(
     origin: Context,
     middleware: Sequence[Middleware] = (),
     retry: Retry | None = None,
-    record: Callable[[Result], object] | None = None,
+    record: Callable[[Result], Result] | None = None,
 ) -> Job:
     """The job of a handler; ``retry`` is for one that has no policy of its own."""
     return Job(handler, emission, origin, origin.copy(), middleware, handler.retry or retry, record)
@@ -181,7 +184,9 @@ def steps(job: Job) -> Generator[Call, Any, Result]:
         result = Result(handler)
         callback = handler.success_callback and Call(handler.success_callback, () if value is None else (value,))
     if job.record is not None:
-        yield Call(job.record, (result,))
+        recorded: Result = yield Call(job.record, (result,))
+        if recorded is not result:
+            return recorded
     if callback is not None and result.again is None:
         yield from _call_back(job, callback)
     return result

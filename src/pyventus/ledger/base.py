@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Protocol, runtime_checkable
 
-__all__ = ["Claim", "Key", "Ledger", "Row", "State", "Turn"]
+from pyventus.errors import InvalidOption, LeaseLost, PyventusError, check_seconds
 
+__all__ = ["Claim", "Key", "Ledger", "Row", "Settled", "State", "Turn", "current_claim", "running_claim"]
+
+Settled = Literal["owed", "done", "dead"]
 State = Literal["running", "owed", "done", "dead"]
 Turn = tuple[int, int]
 """Replay and attempt of an emission: a later one compares greater."""
@@ -89,10 +93,14 @@ class Ledger(Protocol):
         """
 
     def renew(self, claims: list[Claim]) -> list[Claim]:
-        """Extend the leases of claims; returns those that are still held."""
+        """Extend the leases of claims; returns those that are still held: that nobody else has claimed since.
 
-    def settle(self, claim: Claim, state: Literal["owed", "done", "dead"], note: str = "") -> None:
-        """Write what became of a run.
+        A claim that has been settled meanwhile stays so and counts as held. So does one whose row the server has lost;
+        it has no lease until it is settled.
+        """
+
+    def settle(self, claim: Claim, state: Settled, note: str = "") -> Settled:
+        """Write what became of a run. A row that the server has lost is written anew.
 
         Args:
             claim: of the run. Settling a claim again, as from owed to dead, is allowed for as long as nobody else has
@@ -101,12 +109,20 @@ class Ledger(Protocol):
             note: with "owed", a text of up to 4,000 characters that whoever finds the row needs to publish what is
                 owed.
 
+        Returns:
+            What the row says now: ``state``, unless the handler itself has recorded in its own transaction that it is
+            done (see `SQLLedger.record`). Then it stays "done", whatever the handler did after its commit, and is
+            neither retried nor a dead letter.
+
         Raises:
             LeaseLost: another process has claimed the row meanwhile. That the lease has run out alone is no loss.
         """
 
     def release(self, claim: Claim) -> None:
-        """Give a claim back that has not been used, as if it had never been made; if it is no longer held, nothing."""
+        """Give a claim back that has not been used: the row is what it was before, and may be claimed as then.
+
+        Nothing happens if it was settled or is no longer held. Who held the row before has lost it all the same.
+        """
 
     def claim_once(self, handler: Key) -> bool:
         """Claim a ``once`` handler for one emission, for all workers and for good.
@@ -123,3 +139,46 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Close connections of this process; the next call opens new ones."""
+
+
+current_claim: ContextVar[Claim] = ContextVar("pyventus.current_claim")
+"""The claim under which a handler runs; set in its context by the worker."""
+
+
+def running_claim() -> Claim:
+    """The claim of the handler that runs here.
+
+    Raises:
+        PyventusError: no handler with a claim runs here.
+    """
+    try:
+        return current_claim.get()
+    except LookupError:
+        raise PyventusError(
+            "record() was called where no handler runs under a ledger: call it in a handler, and give the handler's "
+            "queue the ledger (ledger=...)"
+        ) from None
+
+
+def lease_lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(
+        f"another process has claimed handler {claim.key.handler} of emission {claim.key.emission}, because this one "
+        "did not renew its lease in time"
+    )
+
+
+# More would overflow a server's clock.
+_LONGEST = timedelta(days=3650)
+
+
+def check_times(lease: float, retention: timedelta) -> None:
+    """Raise `InvalidOption` unless a ledger can have this lease and this retention."""
+    check_seconds("lease", lease)
+    if not 0.001 <= lease <= _LONGEST.total_seconds():
+        raise InvalidOption(f"lease must be a positive number of seconds, not {lease!r}")
+    is_sane: object = isinstance(retention, timedelta) and timedelta(seconds=lease) <= retention <= _LONGEST
+    if not is_sane:
+        raise InvalidOption(
+            f"retention must be a timedelta from the {lease:g} s of the lease up to {_LONGEST.days} days, not "
+            f"{retention!r}"
+        )

@@ -260,6 +260,21 @@ def holds_on_too(file: str) -> None:
     waits_for_too(file)
 
 
+@EventLinker.on("Halves", name="slow half")
+def slow_half(file: str) -> None:
+    waits_for_too(file)
+
+
+@EventLinker.on("Halves", name="quick half", success_callback=lambda: say("quick half"))
+async def quick_half(file: str) -> None:
+    pass
+
+
+@EventLinker.once("OnlyOnce", name="only once")
+def only_once() -> None:
+    say("the only one")
+
+
 @EventLinker.on("State", name="state")
 async def state() -> None:
     say("state", current_state(), "process", os.getpid())

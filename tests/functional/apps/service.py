@@ -15,6 +15,7 @@ from celery import Celery, signals
 
 from pyventus import Emission, EventHandler, Retry
 from pyventus.emitters.celery import CeleryEventEmitter
+from pyventus.ledger import make_ledger
 from tests.functional.apps import handlers
 from tests.functional.apps.support import SECRET
 
@@ -47,6 +48,11 @@ async def lifespan() -> AsyncIterator[dict[str, Any]]:
 options: dict[str, Any] = json.loads(os.environ.get("TEST_QUEUE_OPTIONS", "{}"))
 if "retry" in options:
     options["retry"] = Retry(**options["retry"])
+if "ledger" in options:
+    ledger: Any = make_ledger(options["ledger"])
+    # Not the half a minute for which a live worker may be silent.
+    ledger._lease = float(os.environ.get("TEST_LEASE", "30"))
+    options["ledger"] = ledger
 queue = CeleryEventEmitter.Queue(app, **{"secret": SECRET, "lifespan": lifespan, "middleware": [middleware], **options})
 
 

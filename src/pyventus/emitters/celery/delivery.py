@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from pyventus.emission import now
+from pyventus.emitters.celery.claims import Claims, Owed
 from pyventus.emitters.celery.publisher import PublishError
 from pyventus.emitters.celery.suspects import MAX_DEATHS, Room, count_start, forget_starts
 from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost
 from pyventus.handlers import EventHandler
+from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
 from pyventus.running import Job, Result, handler_context, is_expired, job_of, run_in_thread, run_jobs, run_until_final
 
@@ -76,7 +77,14 @@ class Delivery:
         self._emission = envelope.emission
         self._ids = (request.id, request.root_id or request.id)
         self._is_eager = bool(request.is_eager)
+        self._claims = self._new_claims()
         self._is_suspect = self._emission.suspect or bool((request.delivery_info or {}).get("redelivered"))
+
+    def _new_claims(self) -> Claims | None:
+        ledger, leases = self._queue.ledger, self._queue.leases
+        if ledger is None or leases is None or self._is_eager:
+            return None
+        return Claims(ledger, leases, self._queue.name, self._emission)
 
     def handle(self) -> None:
         """Run the handlers that are to run here, and have what follows from it stored.
@@ -155,75 +163,107 @@ class Delivery:
     # -- Handlers that run here -----------------------------------------------------------------------------------
 
     def _run(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
+        handlers = [handler for handler in handlers if linker.claim(handler, self._emission)]
         with self._place():
-            deaths = self._count_deaths()
-            if deaths < MAX_DEATHS:
-                jobs = self._jobs(linker, handlers, self._envelope.decode())
-                results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
-            else:
-                results = self._give_up(self._jobs(linker, handlers, self._emission), deaths)
-            self._follow_up(results)
-        if self._is_suspect:
-            self._forget_deaths()
+            results = self._run_claimed(handlers) if self._claims else self._run_counted(handlers)
         _raise_failures(results)
 
     def _place(self) -> AbstractContextManager[None]:
         return _room.alone() if self._is_suspect else _room.shared()
 
-    def _count_deaths(self) -> int:
-        """How often this message has died while it ran alone."""
-        if not self._is_suspect:
-            return 0
-        return self._ask(count_start(self._queue.name, self._envelope.message_id)) - 1
+    def _run_counted(self, handlers: list[EventHandler]) -> list[Result]:
+        """Without a ledger the starts of a message that its process may have died of are counted in the broker."""
+        deaths = self._ask(count_start(*self._counter)) - 1 if self._is_suspect else 0
+        hopeless = handlers if deaths >= MAX_DEATHS else []
+        results = self._run_jobs([handler for handler in handlers if handler not in hopeless], hopeless)
+        self._follow_up(results)
+        if self._is_suspect:
+            self._forget_starts()
+        return results
 
-    def _forget_deaths(self) -> None:
+    @property
+    def _counter(self) -> tuple[str, str]:
+        return self._queue.name, self._envelope.message_id
+
+    def _forget_starts(self) -> None:
         try:
-            self._ask(forget_starts(self._queue.name, self._envelope.message_id))
+            self._ask(forget_starts(*self._counter))
         except Exception as error:
             logger.info("The crash counter of message %s is left to expire: %r", self._envelope.message_id, error)
 
-    def _give_up(self, jobs: list[Job], deaths: int) -> list[Result]:
-        lost = WorkerLost(
-            f"the worker process died each of the {deaths} times that it ran alone in one: look for what kills it, "
-            "such as memory, a time limit, sys.exit() or a crash in a C extension"
-        )
-        return [run_in_thread(replace(job, retry=None), lost) for job in jobs]
+    def _run_claimed(self, handlers: list[EventHandler]) -> list[Result]:
+        """With a ledger each start of a handler is counted there, before it runs."""
+        claims = self._claims
+        assert claims is not None
+        claimed = claims.take(handlers)
+        # Not all of the deaths were its own: of the first it was but one that was there.
+        hopeless = [handler for handler in claimed if claims.of(handler).deaths > MAX_DEATHS]
+        with claims.held():
+            results = self._run_jobs([handler for handler in claimed if handler not in hopeless], hopeless)
+            self._follow_up(results)
+        for handler, owed in claims.owed.items():
+            self._settle(handler, owed)
+        if claims.wait is not None:
+            _insist(lambda _: self.again(claims.wait or 0.0))
+        return results
 
-    def _jobs(self, linker: type[EventLinker], handlers: list[EventHandler], emission: Emission) -> list[Job]:
+    def _run_jobs(self, handlers: list[EventHandler], hopeless: list[EventHandler]) -> list[Result]:
+        try:
+            jobs = self._jobs(handlers, self._envelope.decode()) if handlers else []
+            given_up = self._jobs(hopeless, self._emission)
+        except BaseException:
+            if self._claims:
+                self._claims.release()
+            raise
+        results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
+        return [*results, *(run_in_thread(replace(job, retry=None), _lost()) for job in given_up)]
+
+    def _jobs(self, handlers: list[EventHandler], emission: Emission) -> list[Job]:
         queue = self._queue
         context = handler_context(emission, queue.lifespan.state())
         context.run(current_ids.set, self._ids)
-        return [
-            job_of(handler, emission, context, queue.middleware, queue.retry)
-            for handler in handlers
-            if linker.claim(handler, emission)
-        ]
+        return [self._job(handler, emission, context) for handler in handlers]
+
+    def _job(self, handler: EventHandler, emission: Emission, context: Context) -> Job:
+        queue, claims = self._queue, self._claims
+        if claims is None:
+            return job_of(handler, emission, context, queue.middleware, queue.retry)
+        context = context.copy()
+        context.run(current_claim.set, claims.of(handler))
+        return job_of(handler, emission, context, queue.middleware, queue.retry, claims.record)
 
     def _run_eagerly(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
-        _raise_failures(run_until_final(self._jobs(linker, handlers, self._envelope.decode())))
+        claimed = [handler for handler in handlers if linker.claim(handler, self._emission)]
+        _raise_failures(run_until_final(self._jobs(claimed, self._envelope.decode())))
 
     # -- What follows ---------------------------------------------------------------------------------------------
 
     def _follow_up(self, results: list[Result]) -> None:
         """Have stored what is to run again, and what will not, before the message is acknowledged."""
-        self._store(*[self._retry(result.handler, result.again) for result in results if result.again is not None])
         for result in results:
-            if result.error is not None and result.again is None:
-                reason: Reason = "lost" if isinstance(result.error, WorkerLost) else "failed"
-                self.keep(reason, result.error, result.handler.id)
+            if result.error is not None and not result.is_lost:
+                self._settle(result.handler, Owed.of(result))
+                if result.again is None and self._claims is not None:
+                    self._claims.record_dead(result)
 
-    def _retry(self, handler: EventHandler, seconds: float) -> Message:
+    def _settle(self, handler: EventHandler, owed: Owed) -> None:
+        if owed.due is not None:
+            self._store(self._retry(handler, owed.due))
+        else:
+            self.keep(owed.reason, owed.error, handler.id, traceback=owed.traceback)
+
+    def _retry(self, handler: EventHandler, due: datetime) -> Message:
         emission = replace(
-            self._emission, attempt=self._emission.attempt + 1, handlers=(handler.id,), suspect=False,
-            due=now() + timedelta(seconds=seconds),
-        )  # fmt: skip
+            self._emission, attempt=self._emission.attempt + 1, handlers=(handler.id,), suspect=False, due=due
+        )
         return self._queue.follow_up(self._envelope, emission, handler)
 
-    def keep(self, reason: Reason, error: BaseException, *handlers: str) -> None:
+    def keep(self, reason: Reason, error: BaseException | str, *handlers: str, traceback: str = "") -> None:
         """Have a dead letter stored, for a replay of ``handlers``, or else of all that the emission is for."""
         if not self._is_eager:
             keep = self._queue.dead_letters.keep
-            _insist(lambda _: keep(self._envelope, reason, handlers=handlers, error=error), Exception)
+            options: dict[str, Any] = {"handlers": handlers, "error": error, "traceback": traceback}
+            _insist(lambda _: keep(self._envelope, reason, **options), Exception)
 
     def again(self, delay: float, *, was_started: bool = True) -> None:
         """Have a copy of the message stored for later.
@@ -269,11 +309,18 @@ def _insist(attempt: Callable[[float], T], errors: type[Exception] = PublishErro
             time.sleep(PAUSE_SECONDS)
 
 
+def _lost() -> WorkerLost:
+    return WorkerLost(
+        f"the worker process died each of the {MAX_DEATHS} times that it ran alone in one: look for what kills it, "
+        "such as memory, a time limit, sys.exit() or a crash in a C extension"
+    )
+
+
 def _raise_failures(results: list[Result]) -> None:
     failures = [
         (result.handler.id, " ".join(f"{type(result.error).__name__}: {result.error}".split()))
         for result in results
-        if result.error is not None and result.again is None
+        if result.error is not None and result.again is None and not result.is_lost
     ]
     if failures:
         raise HandlersFailed(failures)

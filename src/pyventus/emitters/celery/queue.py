@@ -26,10 +26,14 @@ from pyventus.emitters.celery.task import EmissionTask
 from pyventus.emitters.celery.worker import PICKLE_CONTENT
 from pyventus.errors import ConfigurationError, InvalidOption
 from pyventus.handlers import EventHandler
+from pyventus.ledger import Ledger, make_ledger
+from pyventus.ledger.leases import Leases
 from pyventus.retry import Retry, check_retry
-from pyventus.running import Middleware
+from pyventus.running import Middleware, start_native_thread
 from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
 
+# Clocks that are wrong by a day, and a day for what was due late.
+RETENTION_TOLERANCE = timedelta(days=2)
 JSON_CONTENT = "application/json"
 STRONG_SECRET_BYTES = 32
 # An expiry that is shorter than the worst backlog would itself lose events.
@@ -55,6 +59,8 @@ class Queue:
             it can be changed without a rejected message. 32 random bytes or more; shorter ones work with a warning.
         serializer: "json", "pickle", or a serializer's class or instance.
         retry: when handlers that bring no policy of their own are run again after a failure; default: never.
+        ledger: the record of which handler has run for which emission, so that what is delivered again has its effects
+            once: a ledger, or the URL of one; default: none.
         dead_letters: where emissions are kept that finally failed, could not be handled or were refused: a store, or
             the URL of a Redis; default: the app's broker, 10,000 letters for 14 days.
         unhandled: what becomes of an event that no handler of the worker is linked to: "dead_letter" logs an error
@@ -85,6 +91,7 @@ class Queue:
         serializer: Literal["json", "pickle"] | type[wire.Serializer] | wire.Serializer | None = None,
         *,
         retry: Retry | None = None,
+        ledger: Ledger | str | None = None,
         dead_letters: DeadLetterStore | str | None = None,
         unhandled: Literal["dead_letter", "ignore"] = "dead_letter",
         lifespan: LifespanFactory | None = None,
@@ -108,6 +115,9 @@ class Queue:
         self._check_secret()
         self.check_app()
         self.publisher: Publisher = publisher_of(celery)
+        self.ledger: Ledger | None = None if ledger is None else make_ledger(ledger)
+        self._check_retention()
+        self.leases: Leases | None = None if self.ledger is None else Leases(self.ledger, start_native_thread)
         self.dead_letters: DeadLetters = DeadLetters(self, make_store(dead_letters, self.publisher))
         _add_queue(self)
         _register_task(self)
@@ -151,6 +161,15 @@ class Queue:
             raise ConfigurationError(
                 f"serializer='pickle' needs an app that accepts {PICKLE_CONTENT!r}, and app {self.app.main!r} does "
                 "not: add it to app.conf.accept_content, or use the default serializer"
+            )
+
+    def _check_retention(self) -> None:
+        """A row that is dropped while its emission would still be accepted lets it run once more."""
+        least = self.max_age + RETENTION_TOLERANCE
+        if self.ledger is not None and self.ledger.retention < least:
+            raise ConfigurationError(
+                f"the ledger keeps its rows for {self.ledger.retention}, and with max_age={self.max_age} an emission "
+                f"can be delivered again for longer: give the ledger a retention of {least} or more"
             )
 
     def _check_secret(self) -> None:
