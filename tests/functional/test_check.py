@@ -316,9 +316,10 @@ def test_broker_that_does_not_answer(scheme: Any, how: str) -> None:
         port = getattr(broker, "port", broker)
         app = Celery("shop", broker=f"{scheme}://user:{PASSWORD}@127.0.0.1:{port}/0", set_as_current=False)
         CeleryEventEmitter.Queue(app, secret=SECRET)
-        findings = check(app, seconds=0.5)
+        findings = check(app, seconds=8 if how == "refused" else 0.5)
     (said,) = [finding for finding in findings if finding.level == "error"]
     assert said.fact.startswith("it cannot be asked: ")
+    assert ("refused" if how == "refused" else "no answer in time") in said.fact
     assert not [finding for finding in findings if finding.subject in ("workers", "consumers", "delays")]
     assert PASSWORD not in str(findings)
 
