@@ -21,7 +21,7 @@ from pyventus.emitters.celery.dead_letters import make_store
 from pyventus.emitters.celery.delivery import current_ids
 from pyventus.emitters.celery.lifespan import Lifespan
 from pyventus.emitters.celery.publisher import Message, Publisher, publisher_of
-from pyventus.emitters.celery.replay import DeadLetters
+from pyventus.emitters.celery.replay import LETTERS_OF, DeadLetters
 from pyventus.emitters.celery.task import EmissionTask
 from pyventus.emitters.celery.worker import PICKLE_CONTENT
 from pyventus.errors import ConfigurationError, InvalidOption
@@ -345,6 +345,8 @@ def _check_name(name: object) -> str | None:
         return None
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise InvalidOption(f"the name of a queue must be a printable string, not {name!r}")
+    if name.startswith(LETTERS_OF):
+        raise InvalidOption(f"the name of a queue must not begin with {LETTERS_OF!r}, as which dead letters are signed")
     return name
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 #: How often an emission that runs alone may take its process with it.
 MAX_DEATHS = 3
@@ -76,11 +79,11 @@ def forget_starts(queue: str, message_id: str) -> Action:
     """Drop the counter of a message that has ended."""
 
     def forget(channel: Any, driver: str) -> int:
-        name = _name(queue, message_id)
         if driver == "redis":
-            channel.client.delete(f"{channel.global_keyprefix}{name}")
+            _redis(channel).delete(_key(channel, _name(queue, message_id)))
         elif driver == "amqp":
-            channel.queue_delete(name)
+            with channel.connection.channel() as own:
+                own.queue_delete(_name(queue, message_id))
         return 0
 
     return forget
@@ -90,18 +93,31 @@ def _name(queue: str, message_id: str) -> str:
     return f"{queue}.starts.{message_id}"
 
 
+def _redis(channel: Any) -> Redis:
+    from redis import Redis
+
+    # Not the channel's own client, which puts the prefix before the keys of some commands only.
+    return Redis(connection_pool=channel.pool)
+
+
+def _key(channel: Any, name: str) -> str:
+    return f"{channel.global_keyprefix}{name}"
+
+
 def _count_in_redis(channel: Any, name: str) -> int:
-    # Kombu prefixes the keys of a few commands only, and these are not among them.
-    key = f"{channel.global_keyprefix}{name}"
-    with channel.client.pipeline() as pipeline:
-        starts, _ = pipeline.incr(key).expire(key, COUNTER_SECONDS).execute()
-    return int(starts)
+    key = _key(channel, name)
+    with _redis(channel).pipeline() as pipeline:
+        pipeline.incr(key)
+        pipeline.expire(key, COUNTER_SECONDS)
+        return int(pipeline.execute()[0])
 
 
 def _count_in_rabbitmq(channel: Any, name: str) -> int:
     """A queue that nobody consumes, with a message for each start; it deletes itself when it is no longer asked for."""
-    arguments = {"x-expires": COUNTER_SECONDS * 1000}
-    channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
-    message = channel.prepare_message(b"", content_encoding="binary", properties={"delivery_mode": 2})
-    channel.basic_publish(message, exchange="", routing_key=name)
-    return int(channel.queue_declare(name, passive=True).message_count)
+    # An error would close the channel that sends messages.
+    with channel.connection.channel() as own:
+        arguments = {"x-expires": COUNTER_SECONDS * 1000}
+        own.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
+        message = own.prepare_message(b"", content_encoding="binary", properties={"delivery_mode": 2})
+        own.basic_publish(message, exchange="", routing_key=name, mandatory=True)
+        return int(own.queue_declare(name, passive=True).message_count)
