@@ -1,12 +1,13 @@
 """Ledgers of each kind, and processes of their own that use them.
 
-Run as ``python -m tests.contract.ledgers KIND URL NAME COMMAND ...`` it is such a process: it prints "ready", waits for
-a line, does what the command says and prints what came of it.
+Run as ``python -m tests.contract.ledgers KIND URL NAME COUNT COMMAND ...`` it starts such processes, which do what the
+command says, and prints what came of it.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -46,26 +47,15 @@ class Place:
         assert isinstance(ledger, SQLLedger)
         return ledger
 
-    def _start(self, command: str, *arguments: object) -> subprocess.Popen[str]:
-        words = [self.kind, self.url, self.name, command, *map(str, arguments)]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.ledgers", *words],
-            cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
     def run(self, count: int, command: str, *arguments: object) -> list[Any]:
-        """What ``count`` processes print that do the same at once."""
-        processes = [self._start(command, *arguments) for _ in range(count)]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        outputs = [process.communicate(timeout=50)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * count
-        return [json.loads(output) for output in outputs]
+        """What comes of it when ``count`` processes do the same at once."""
+        words = [self.kind, self.url, self.name, count, command, *arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.contract.ledgers", *map(str, words)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, timeout=50, check=True,
+        )  # fmt: skip
+        results: list[Any] = json.loads(done.stdout)
+        return results
 
 
 # -- Effects that are stored beside the ledger ------------------------------------------------------------------------
@@ -159,8 +149,23 @@ def _claim_and_settle(ledger: Ledger, emission: str, turn: Turn) -> bool:
 
 COMMANDS: dict[str, Callable[..., object]] = {"contend": contend, "crash": crash, "fork": fork}
 
+forking = multiprocessing.get_context("fork")
+
+
+def do(barrier: Any, pipe: Any, command: str, place: Place, arguments: list[str]) -> None:
+    barrier.wait(30)
+    pipe.send(COMMANDS[command](place, *arguments))
+
+
+def do_at_once(count: int, command: str, place: Place, arguments: list[str]) -> list[Any]:
+    """In processes that are forked once all is imported, and so start together."""
+    barrier, pipes = forking.Barrier(count), [forking.Pipe() for _ in range(count)]
+    for _, pipe in pipes:
+        forking.Process(target=do, args=(barrier, pipe, command, place, arguments)).start()
+        pipe.close()  # Here; if the process dies, its pipe ends.
+    return [pipe.recv() for pipe, _ in pipes]
+
+
 if __name__ == "__main__":
-    kind, url, name, command, *rest = sys.argv[1:]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(json.dumps(COMMANDS[command](Place(kind, url, name), *rest)))
+    kind, url, name, count, command, *rest = sys.argv[1:]
+    print(json.dumps(do_at_once(int(count), command, Place(kind, url, name), rest)))
