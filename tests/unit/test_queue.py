@@ -47,7 +47,11 @@ def make_app(**settings: Any) -> Celery:
         ({"retry": 3}, InvalidOption, "retry must be a Retry, such as"),
         ({"ledger": "mysql://"}, InvalidOption, "the URL of a ledger begins with one of redis://"),
         ({"ledger": 5}, InvalidOption, "ledger must be a Ledger or its URL"),
-        ({"ledger": "sqlite://", "max_age": timedelta(days=13)}, ConfigurationError, "give the ledger a retention of 15 d"),
+        (
+            {"ledger": "sqlite://", "max_age": timedelta(days=13)},
+            ConfigurationError,
+            "give the ledger a retention of 15 d",
+        ),
         ({"secret": ""}, ConfigurationError, "a secret is empty: is the setting or environment variable"),
         ({"secret": b""}, ConfigurationError, "a secret is empty"),
         ({"secret": [STRONG, ""]}, ConfigurationError, "a secret is empty"),
