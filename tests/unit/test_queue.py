@@ -48,9 +48,9 @@ def make_app(**settings: Any) -> Celery:
         ({"ledger": "mysql://"}, InvalidOption, "the URL of a ledger begins with one of redis://"),
         ({"ledger": 5}, InvalidOption, "ledger must be a Ledger or its URL"),
         (
-            {"ledger": "sqlite://", "max_age": timedelta(days=13)},
+            {"ledger": "redis://", "max_age": timedelta(days=13)},
             ConfigurationError,
-            "give the ledger a retention of 15 d",
+            "a retention of 15 days",
         ),
         ({"secret": ""}, ConfigurationError, "a secret is empty: is the setting or environment variable"),
         ({"secret": b""}, ConfigurationError, "a secret is empty"),
