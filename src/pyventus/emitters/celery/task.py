@@ -100,7 +100,8 @@ class EmissionTask(Task):
         except (Unhandled, Undecodable, TooOld) as error:
             emission = envelope.emission
             logger.error("Emission %s of %r was not handled: %s", emission.id, emission.event, error)
-            raise
+            # Without its cause, such as what a codec raised: Celery's events carry the traceback, texts and all.
+            raise error from None
         except (HandlersFailed, SoftTimeLimitExceeded):
             raise
         except NotYet as early:
