@@ -99,9 +99,9 @@ def queue_name() -> str:
     return f"pyventus-test-{uuid4().hex[:12]}"
 
 
-WORKERS = [("redis", "prefork"), ("redis", "solo"), ("amqp", "prefork")]
+WORKERS = [("redis", "prefork"), ("amqp", "solo")]
 if IS_LONG:
-    WORKERS += [("amqp", "solo"), ("redis", "threads"), ("amqp", "threads")]
+    WORKERS += [("redis", "solo"), ("amqp", "prefork"), ("redis", "threads"), ("amqp", "threads")]
 
 
 @pytest.fixture(scope="module", params=WORKERS, ids="-".join)
