@@ -279,6 +279,16 @@ def test_every_header_and_body_once_for_each_task(target: Target) -> None:
         target.check()
 
 
+def test_what_is_not_sealed_is_not_held_until_its_moment(target: Target) -> None:
+    """A worker fetches another message for each one that it holds: a queue of such would fill its memory."""
+    ids = [str(uuid4()) for _ in range(20)]
+    for message_id in ids:
+        headers = {"task": target.queue.task_name, "id": message_id, "eta": "2999-01-01T00:00:00+00:00"}
+        target.broker.put(Raw(headers, body_of(target.envelope()[0])))
+    target.check()
+    target.worker.wait_for(*(f"Message '{message_id}' refused" for message_id in ids))
+
+
 def test_genuine_envelopes_under_hostile_headers(target: Target) -> None:
     """They run as what was signed, or not at all."""
     ids = []
