@@ -57,9 +57,10 @@ class UnknownClass(Undecodable):
     """An emission carries an instance of a class that this process has neither linked nor registered."""
 
     def __init__(self, name: str) -> None:
+        short = name[:200].rpartition(":")[2].rpartition(".")[2]
         super().__init__(
-            f"class {name!r} is not known in this process: import the module that defines it and link it to a "
-            f"handler, or register it with EventLinker.register({name.rpartition(':')[2].rpartition('.')[2]})"
+            f"class {name[:200]!r} is not known in this process: import the module that defines it and link it to a "
+            f"handler, or register it with EventLinker.register({short if short.isidentifier() else '...'})"
         )
         self.name = name
 
