@@ -92,8 +92,8 @@ class RetryLater(PyventusError):
     def __init__(self, seconds: float, reason: str = "") -> None:
         check_seconds("seconds", seconds)
         super().__init__(seconds, reason)
-        self.seconds = float(seconds)
-        self.reason = reason
+        self.seconds: float = float(seconds)
+        self.reason: str = reason
 
     def __str__(self) -> str:
         return f"again in {self.seconds:g} s" + (f": {self.reason}" if self.reason else "")
