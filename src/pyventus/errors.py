@@ -35,6 +35,17 @@ class MissingExtra(PyventusError, ImportError):
     """An optional dependency is not installed."""
 
 
+def escape(text: str) -> str:
+    """Text without anything that a terminal would obey: control characters, escapes, marks that reverse the writing."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that names an error, for the text of another."""
+    text = escape(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def check_seconds(option: str, value: object) -> None:
     """Raise `InvalidOption` unless ``value`` is a finite number of seconds from 0 up."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:

@@ -15,8 +15,8 @@ from uuid import UUID, uuid5
 
 from pyventus.dead_letters.base import DeadLetter, DeadLetterStore, Reason
 from pyventus.emission import Emission
-from pyventus.emitters.celery.publisher import Message, PublishError, describe_error
-from pyventus.errors import PyventusError, Refused
+from pyventus.emitters.celery.publisher import Message, PublishError
+from pyventus.errors import PyventusError, Refused, describe_error
 from pyventus.wire import Envelope, open_envelope
 
 if TYPE_CHECKING:
