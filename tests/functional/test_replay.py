@@ -99,7 +99,7 @@ def test_a_letter_says_what_happened() -> None:
     assert letter == DeadLetter(
         id=letter.id, queue="orders", reason="failed", text=letter.text, died=letter.died, event="Asked",
         message_id=envelope.message_id, emission=emission.id, linker="default", handlers=("answer",), attempt=3,
-        replay=1, timestamp=emission.timestamp, error="ValueError: no such \x1b order", traceback=letter.traceback,
+        replay=1, timestamp=emission.timestamp, error="ValueError: no such \\x1b order", traceback=letter.traceback,
     )  # fmt: skip
     assert letter.traceback.startswith("Traceback (most recent call last)")
     assert letter.traceback.endswith("ValueError: no\n such \x1b order\n")
@@ -463,12 +463,12 @@ def test_refused_messages_are_replayed_once_they_verify(broker: str, queue_name:
 
 def test_a_refused_message_that_is_not_due_yet(redis_url: str) -> None:
     queue = queue_to(redis_url, "orders")
-    due = datetime.now(UTC) + timedelta(hours=1)
+    due = datetime.now(UTC) + timedelta(minutes=10)
     emission = Emission(event="Asked", due=due)
     letters_of(queue).keep_refused(emission.id, queue.seal(emission, emission.id), "why")
     assert len(letters_of(queue).replay_all(refused=True).replayed) == 1
     (message,) = sent(queue)
-    assert datetime.fromisoformat(message.headers["eta"]) == due
+    assert abs(datetime.fromisoformat(message.headers["eta"]) - due) < timedelta(seconds=5)
 
 
 def test_a_store_that_fails_does_not_stop_refusing(

@@ -182,6 +182,7 @@ def open_envelope(
     serializers: Mapping[str, Serializer],
     keyring: Keyring,
     max_size: int,
+    slack: int = 0,
 ) -> Envelope:
     """Verify ``text``, and only then read its head. Its arguments stay encoded.
 
@@ -191,12 +192,13 @@ def open_envelope(
         message_id: id of the Celery task that carried it.
         serializers: those that the queue lists, by name.
         keyring: verifies; without a secret it accepts only what is not signed.
-        max_size: of the whole text, in bytes.
+        max_size: of the whole text as an emitter seals it, in bytes.
+        slack: bytes that it may have beyond that, because its head was written anew since.
 
     Raises:
         Refused: not signed for this queue and message; the reason holds nothing of the content.
     """
-    parts = _split(_verified(text, keyring, max_size))
+    parts = _split(_verified(text, keyring, max_size, slack))
     serializer = serializers.get(parts.serializer)
     if serializer is None:
         raise Refused(f"its serializer {parts.serializer!r} is not one of this queue's: {', '.join(serializers)}")
@@ -208,11 +210,11 @@ def open_envelope(
     return Envelope(emission, queue, message_id, serializer, parts.body, parts.is_text)
 
 
-def _verified(text: object, keyring: Keyring, max_size: int) -> str:
+def _verified(text: object, keyring: Keyring, max_size: int, slack: int) -> str:
     """The text without its tag. Until it is verified nothing is looked at but its prefix, key id and tag."""
     if type(text) is not str:
         raise Refused(f"it is not text but {type(text).__name__}")
-    if len(text) > max_size:
+    if len(text) > max_size + slack:
         raise Refused(f"it is {len(text):,} characters, more than the {max_size:,} of max_size")
     if not text.isascii():
         raise Refused("it is not ASCII")

@@ -271,7 +271,7 @@ class Queue:
         """The verified envelope in a message; see `open_envelope`."""
         return open_envelope(
             text, queue=self.name, message_id=message_id, serializers=self.serializers, keyring=self.keyring,
-            max_size=self.max_size + HEAD_GROWTH,
+            max_size=self.max_size, slack=HEAD_GROWTH,
         )  # fmt: skip
 
     def __repr__(self) -> str:
