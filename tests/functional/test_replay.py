@@ -431,10 +431,10 @@ def test_keys_retired_since(redis_url: str) -> None:
 def test_a_letter_that_is_too_large_by_now(redis_url: str) -> None:
     """Workers would refuse it."""
     queue = queue_to(redis_url, "orders")
-    letters_of(queue).keep(envelope_of(queue, "x" * 1_000), "failed")
+    letters_of(queue).keep(envelope_of(queue, "x" * 10_000), "failed")
     small = queue_to(redis_url, "orders", max_size=1_000)
     (reason,) = letters_of(small).replay_all().failed.values()
-    assert "more than the 1,000 of max_size" in reason
+    assert "of max_size" in reason
     assert sent(queue) == []
 
 

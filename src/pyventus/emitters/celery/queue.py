@@ -208,7 +208,7 @@ class Queue:
     def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler) -> Message:
         """The message that has one handler run, with the arguments of ``envelope`` as they came."""
         message_id = self._derived_id(emission)
-        text = self._reseal(envelope, emission, message_id)
+        text = self.reseal(envelope, emission, message_id)
         options = {} if emission.due is None else {"eta": emission.due}
         priority = emission.priority if handler.priority is None else handler.priority
         return self._message(
@@ -217,12 +217,9 @@ class Queue:
 
     def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
-        text = self._reseal(envelope, emission, envelope.message_id)
+        text = self.reseal(envelope, emission, envelope.message_id)
         options = {"countdown": delay, **self._ids()}
         return self._message(envelope.message_id, text, emission.event, emission.priority, options)
-
-    def _reseal(self, envelope: Envelope, emission: Emission, message_id: str) -> str:
-        return envelope.reseal(emission, queue=self.name, message_id=message_id, keyring=self.keyring)
 
     def _message(
         self,
@@ -265,6 +262,17 @@ class Queue:
         return seal(
             emission, queue=self.name, message_id=message_id, serializer=self.serializer, keyring=self.keyring,
             max_size=self.max_size,
+        )  # fmt: skip
+
+    def reseal(self, envelope: Envelope, emission: Emission, message_id: str) -> str:
+        """The signed text of ``emission`` in another message, with the arguments of ``envelope`` as they came.
+
+        Raises:
+            NotSerializable: it is too large.
+        """
+        return envelope.reseal(
+            emission, queue=self.name, message_id=message_id, keyring=self.keyring,
+            max_size=self.max_size + HEAD_GROWTH,
         )  # fmt: skip
 
     def open(self, text: object, message_id: str) -> Envelope:

@@ -268,7 +268,7 @@ class DeadLetters:
         if letter.reason != "refused":
             emission = _anew(emission)
             message_id = queue._derived_id(emission)
-            text = envelope.reseal(emission, queue=queue.name, message_id=message_id, keyring=queue.keyring)
+            text = queue.reseal(envelope, emission, message_id)
         is_early = emission.due is not None and emission.due > datetime.now(UTC)
         options = {"eta": emission.due} if is_early else {}
         return Message(queue.task_name, queue.name, message_id, emission.event, text, emission.priority, options)
