@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from celery import Celery
 
-from pyventus import Emission
+from pyventus import Emission, EventLinker
 from pyventus.dead_letters.base import DeadLetter
 from pyventus.emitters.celery import CeleryEventEmitter, dead_letters
 from pyventus.emitters.celery import replay as replays
@@ -426,6 +426,19 @@ def test_keys_retired_since(redis_url: str) -> None:
     (message,) = sent(both)
     # By now it is signed with the new one.
     assert rotated.open(message.text, message.id).decode().args == (1,)
+
+
+def test_a_handler_with_a_queue_of_its_own_is_replayed_there(redis_url: str) -> None:
+    """Where this process knows it; otherwise the queue of the emission has it run."""
+    queue = queue_to(redis_url, "orders")
+    handler = EventLinker.subscribe("Asked", event_callback=print, name="heavy", queue="heavy", priority=9)
+    try:
+        letters_of(queue).keep(envelope_of(queue), "failed", handlers=["heavy"])
+        assert len(letters_of(queue).replay_all().replayed) == 1
+    finally:
+        EventLinker.remove_event_handler(handler)
+    assert sent(queue) == []
+    assert len(sent(queue_to(redis_url, "heavy"))) == 1
 
 
 def test_a_letter_that_is_too_large_by_now(redis_url: str) -> None:

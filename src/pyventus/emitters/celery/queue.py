@@ -205,15 +205,24 @@ class Queue:
             message_id, self.seal(emission, message_id), emission.event, emission.priority, {**options, **self._ids()}
         )
 
-    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler) -> Message:
-        """The message that has one handler run, with the arguments of ``envelope`` as they came."""
+    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler | None) -> Message:
+        """The message of a further emission, with the arguments of ``envelope`` as they came.
+
+        Args:
+            envelope: what carried the arguments.
+            emission: what to write into the head.
+            handler: the one that it is for, which may have a queue and a priority of its own.
+
+        Raises:
+            NotSerializable: it is too large.
+        """
         message_id = self._derived_id(emission)
-        text = self.reseal(envelope, emission, message_id)
         options = {} if emission.due is None else {"eta": emission.due}
-        priority = emission.priority if handler.priority is None else handler.priority
+        priority = emission.priority if handler is None or handler.priority is None else handler.priority
         return self._message(
-            message_id, text, emission.event, priority, {**options, **self._ids()}, handler.queue or self.name
-        )
+            message_id, self.reseal(envelope, emission, message_id), emission.event, priority,
+            {**options, **self._ids()}, None if handler is None else handler.queue,
+        )  # fmt: skip
 
     def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
