@@ -223,11 +223,11 @@ def in_threads(count: int, call: Callable[[int], object]) -> list[BaseException 
 def test_failures_leave_nothing_behind(scheme: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads and sockets of failed emits are bounded, and end with their socket's timeout, or by interruption."""
     monkeypatch.setattr(publisher, "FAIL_FAST_SECONDS", 0.0)
-    monkeypatch.setattr(publisher, "SOCKET_SECONDS", 1.0)
-    monkeypatch.setattr(publisher, "TRICKLE_SECONDS", 3.0 if kind == "trickling" else 300.0)
+    monkeypatch.setattr(publisher, "SOCKET_SECONDS", 5.0)
+    monkeypatch.setattr(publisher, "TRICKLE_SECONDS", 8.0 if kind == "trickling" else 300.0)
     threads, files = senders(), open_files()
     with hanging_broker() if kind == "hanging" else trickling_broker(scheme) as broker:
-        emitter = emitter_to(broker.url(scheme), timeout=0.02, broker_connection_timeout=1)
+        emitter = emitter_to(broker.url(scheme), timeout=0.02, broker_connection_timeout=5)
         messages = []
         for _ in range(60):
             with pytest.raises(EmitError) as caught:
