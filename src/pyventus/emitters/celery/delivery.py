@@ -19,7 +19,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pyventus.emitters.celery.claims import Claims, Owed
 from pyventus.emitters.celery.publisher import PublishError
 from pyventus.emitters.celery.suspects import MAX_DEATHS, Room, count_start, forget_starts
-from pyventus.errors import HandlersFailed, PyventusError, Undecodable, Unhandled, WorkerLost, describe_error
+from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost, describe_error
 from pyventus.handlers import EventHandler
 from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
@@ -166,7 +166,7 @@ class Delivery:
         handlers = [handler for handler in handlers if linker.claim(handler, self._emission)]
         if handlers:
             with self._place():
-                results = self._run_claimed(handlers) if self._claims else self._run_counted(handlers)
+                results = self._run_claimed(handlers, self._claims) if self._claims else self._run_counted(handlers)
             _raise_failures(results)
 
     def _place(self) -> AbstractContextManager[None]:
@@ -174,18 +174,12 @@ class Delivery:
 
     def _run_counted(self, handlers: list[EventHandler]) -> list[Result]:
         """Without a ledger the starts of a message that its process may have died of are counted in the broker."""
-        if not self._is_suspect:
-            results = self._run_jobs(handlers, [])
-            self._follow_up(results)
-            return results
-        deaths = self._ask(count_start(*self._counter)) - 1
-        try:
-            results = self._run_jobs(handlers, []) if deaths < MAX_DEATHS else self._run_jobs([], handlers)
-        except Undecodable:
-            self._forget_starts()
-            raise
+        jobs = self._jobs(handlers)
+        deaths = self._ask(count_start(*self._counter)) - 1 if self._is_suspect else 0
+        results = _run_jobs(jobs) if deaths < MAX_DEATHS else _give_up(jobs)
         self._follow_up(results)
-        self._forget_starts()
+        if self._is_suspect:
+            self._forget_starts()
         return results
 
     @property
@@ -198,35 +192,31 @@ class Delivery:
         except Exception as error:
             logger.info("The crash counter of message %s is left to expire: %r", self._envelope.message_id, error)
 
-    def _run_claimed(self, handlers: list[EventHandler]) -> list[Result]:
+    def _run_claimed(self, handlers: list[EventHandler], claims: Claims) -> list[Result]:
         """With a ledger each start of a handler is counted there, before it runs."""
-        claims = self._claims
-        assert claims is not None
         claimed = claims.take(handlers)
-        # Not all of the deaths were its own: of the first it was but one that was there.
-        hopeless = [handler for handler in claimed if claims.of(handler).deaths > MAX_DEATHS]
         with claims.held():
-            results = self._run_jobs([handler for handler in claimed if handler not in hopeless], hopeless)
+            try:
+                jobs = self._jobs(claimed)
+            except BaseException:
+                claims.release()
+                raise
+            # Of the first death it is not known that it was this handler's.
+            hopeless = [job for job in jobs if claims.of(job.handler).deaths > MAX_DEATHS]
+            results = [
+                *_run_jobs([job for job in jobs if claims.of(job.handler).deaths <= MAX_DEATHS]),
+                *_give_up(hopeless),
+            ]
             self._follow_up(results)
         for handler, owed in claims.owed.items():
             self._settle(handler, owed)
         if claims.wait is not None:
-            _insist(lambda _: self.again(claims.wait or 0.0))
+            wait = claims.wait
+            _insist(lambda _: self.again(wait))
         return results
 
-    def _run_jobs(self, handlers: list[EventHandler], hopeless: list[EventHandler]) -> list[Result]:
-        try:
-            jobs = self._jobs(handlers, self._envelope.decode()) if handlers else []
-            given_up = self._jobs(hopeless, self._emission)
-        except BaseException:
-            if self._claims:
-                self._claims.release()
-            raise
-        results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
-        return [*results, *(run_in_thread(replace(job, retry=None), _lost()) for job in given_up)]
-
-    def _jobs(self, handlers: list[EventHandler], emission: Emission) -> list[Job]:
-        queue = self._queue
+    def _jobs(self, handlers: list[EventHandler]) -> list[Job]:
+        queue, emission = self._queue, self._envelope.decode() if handlers else self._emission
         context = handler_context(emission, queue.lifespan.state())
         context.run(current_ids.set, self._ids)
         return [self._job(handler, emission, context) for handler in handlers]
@@ -241,7 +231,7 @@ class Delivery:
 
     def _run_eagerly(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
         claimed = [handler for handler in handlers if linker.claim(handler, self._emission)]
-        _raise_failures(run_until_final(self._jobs(claimed, self._envelope.decode())))
+        _raise_failures(run_until_final(self._jobs(claimed)))
 
     # -- What follows ---------------------------------------------------------------------------------------------
 
@@ -316,11 +306,16 @@ def _insist(attempt: Callable[[float], T], errors: type[Exception] = PublishErro
             time.sleep(PAUSE_SECONDS)
 
 
-def _lost() -> WorkerLost:
-    return WorkerLost(
+def _run_jobs(jobs: list[Job]) -> list[Result]:
+    return run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
+
+
+def _give_up(jobs: list[Job]) -> list[Result]:
+    lost = WorkerLost(
         f"the worker process died each of the {MAX_DEATHS} times that it ran alone in one: look for what kills it, "
         "such as memory, a time limit, sys.exit() or a crash in a C extension"
     )
+    return [run_in_thread(replace(job, retry=None), lost) for job in jobs]
 
 
 def _raise_failures(results: list[Result]) -> None:
