@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format test-all constraints clean
+.PHONY: help demo test lint chaos fuzz format test-all constraints clean
 
 # The first of these that is Python 3.11 or newer. Another one: make PYTHON=python3.13 ...
 PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$each"; break; }; done)
 # Arguments for pytest, which then may leave code uncovered: make test ARGS="-k demo"
 ARGS ?=
+
+# How long each target is fuzzed.
+SECONDS ?= 300
 
 # Most tests wait for brokers and workers most of their time. One file's tests stay together: they share workers.
 SIDE_BY_SIDE := --numprocesses=4 --dist=loadfile
@@ -29,6 +32,13 @@ lint: .venv/.dev ## check style, types, and which part imports which
 	$(PY) -m mypy --no-error-summary
 	@$(PY) scripts/check_public_types.py
 	.venv/bin/lint-imports --no-logo
+
+chaos: .venv/.dev ## attack and break real workers and brokers, for long
+	PYVENTUS_CHAOS=long $(PY) -m pytest tests/chaos --timeout=3600 $(ARGS)
+
+fuzz: .venv/.dev ## fuzz what reads messages, SECONDS=300 for each target
+	@$(PY) -c "import atheris" 2>/dev/null || $(INSTALL) '.[fuzz]'
+	@$(PY) scripts/fuzz.py $(SECONDS)
 
 format: .venv/.dev ## let ruff mend and format the code
 	$(PY) -m ruff check --quiet --fix .

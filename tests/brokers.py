@@ -116,10 +116,11 @@ class RabbitMQ:
             return int(channel.queue_declare(queue, passive=True).message_count)
 
     def delete(self, *queues: str) -> None:
-        """Delete queues with what is in them, and the exchanges that Celery names after them."""
+        """Delete queues with what is in them, their dead letters, and the exchanges that Celery names after them."""
         with self.channel() as channel:
             for queue in queues:
-                channel.queue_delete(queue)
+                for kind in ("", ".dead", ".refused"):
+                    channel.queue_delete(f"{queue}{kind}")
                 channel.exchange_delete(queue)
 
 

@@ -35,6 +35,17 @@ class MissingExtra(PyventusError, ImportError):
     """An optional dependency is not installed."""
 
 
+def escape(text: str) -> str:
+    """Text without anything that a terminal would obey: control characters, escapes, marks that reverse the writing."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def describe_error(error: BaseException) -> str:
+    """One line that names an error, for the text of another."""
+    text = escape(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def check_seconds(option: str, value: object) -> None:
     """Raise `InvalidOption` unless ``value`` is a finite number of seconds from 0 up."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
@@ -57,9 +68,10 @@ class UnknownClass(Undecodable):
     """An emission carries an instance of a class that this process has neither linked nor registered."""
 
     def __init__(self, name: str) -> None:
+        short = name[:200].rpartition(":")[2].rpartition(".")[2]
         super().__init__(
-            f"class {name!r} is not known in this process: import the module that defines it and link it to a "
-            f"handler, or register it with EventLinker.register({name.rpartition(':')[2].rpartition('.')[2]})"
+            f"class {name[:200]!r} is not known in this process: import the module that defines it and link it to a "
+            f"handler, or register it with EventLinker.register({short if short.isidentifier() else '...'})"
         )
         self.name = name
 
@@ -91,8 +103,8 @@ class RetryLater(PyventusError):
     def __init__(self, seconds: float, reason: str = "") -> None:
         check_seconds("seconds", seconds)
         super().__init__(seconds, reason)
-        self.seconds = float(seconds)
-        self.reason = reason
+        self.seconds: float = float(seconds)
+        self.reason: str = reason
 
     def __str__(self) -> str:
         return f"again in {self.seconds:g} s" + (f": {self.reason}" if self.reason else "")

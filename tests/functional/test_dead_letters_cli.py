@@ -21,8 +21,9 @@ from click.testing import CliRunner, Result
 from pyventus import Emission
 from pyventus.dead_letters.base import DeadLetter
 from pyventus.emitters.celery import CeleryEventEmitter
-from pyventus.emitters.celery.cli import dead, escape, pyventus
+from pyventus.emitters.celery.cli import dead, pyventus
 from pyventus.emitters.celery.replay import DeadLetters
+from pyventus.errors import escape
 from tests.brokers import RabbitMQ, refused_port
 from tests.functional.apps.support import ROOT, SECRET, service
 

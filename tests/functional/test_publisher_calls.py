@@ -14,7 +14,7 @@ from pyventus.emitters.celery import publisher
 from pyventus.emitters.celery.publisher import BrokerDown, Message, Publisher, PublishError
 from tests.brokers import FreezableProxy, hanging_broker, refused_port
 
-SECONDS = 5.0
+SECONDS = 20.0
 BOUND = 10.0
 
 

@@ -511,6 +511,23 @@ def test_a_once_handler_that_has_run_is_found_by_its_own_follow_ups(linker: type
     assert linker.subscribe("a", event_callback=other, name="one")
 
 
+def test_a_once_handler_is_found_again_by_the_emission_that_has_it(linker: type[EventLinker]) -> None:
+    """Its message may be delivered again; to every other emission it is gone."""
+    handler = linker.subscribe("a", event_callback=function, once=True, name="one")
+    other_handler = linker.subscribe("a", event_callback=other, name="two")
+    mine, others = Emission(event="a", linker=linker.name), Emission(event="a", linker=linker.name)
+    for _ in range(2):
+        assert linker.claim(handler, mine)
+        assert not linker.claim(handler, others)
+    assert linker.find_handlers(mine) == [handler, other_handler]
+    assert linker.find_handlers(others) == [other_handler]
+    assert linker.claim(handler, Emission(event="a", attempt=2)), "a retry of another process"
+    assert linker.claim(handler, Emission(event="a", replay=1)), "a dead letter"
+    linker.remove_event_handler(handler)
+    assert linker.find_handlers(mine) == [other_handler]
+    assert not linker.claim(handler, mine)
+
+
 @pytest.mark.usefixtures("busy_threads")
 @pytest.mark.parametrize("emitter", [AsyncIOEventEmitter, ExecutorEventEmitter])
 def test_once_under_many_threads_runs_once(linker: type[EventLinker], emitter: Callable[..., Any]) -> None:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, Protocol, runtime_checkable
-from uuid import uuid4
+
+from pyventus.emission import new_id, now
 
 __all__ = ["DeadLetter", "DeadLetterStore", "Reason"]
 
 Reason = Literal["failed", "lost", "unhandled", "undecodable", "too old", "refused", "unreadable"]
 """Why a letter is in the store; "unreadable" is what the store gives for a record that is no letter."""
-
-
-def _new_id() -> str:
-    return str(uuid4())
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +40,11 @@ class DeadLetter:
         traceback: of the last failure, if there was one.
     """
 
-    id: str = field(default_factory=_new_id)
+    id: str = field(default_factory=new_id)
     queue: str
     reason: Reason
     text: str = field(repr=False)
-    died: datetime = field(default_factory=_now)
+    died: datetime = field(default_factory=now)
     message_id: str
     emission: str = ""
     event: str = ""

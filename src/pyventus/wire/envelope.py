@@ -27,6 +27,7 @@ __all__ = ["Envelope", "open_envelope", "seal"]
 
 PREFIX = "pv1"
 UNSIGNED = "-"
+MAX_ID = 255
 _SERIALIZER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LENGTH = re.compile(r"[1-9][0-9]{0,9}")
 _dump_head = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -181,6 +182,7 @@ def open_envelope(
     serializers: Mapping[str, Serializer],
     keyring: Keyring,
     max_size: int,
+    slack: int = 0,
 ) -> Envelope:
     """Verify ``text``, and only then read its head. Its arguments stay encoded.
 
@@ -190,28 +192,29 @@ def open_envelope(
         message_id: id of the Celery task that carried it.
         serializers: those that the queue lists, by name.
         keyring: verifies; without a secret it accepts only what is not signed.
-        max_size: of the whole text, in bytes.
+        max_size: of the whole text as an emitter seals it, in bytes.
+        slack: bytes that it may have beyond that, because its head was written anew since.
 
     Raises:
         Refused: not signed for this queue and message; the reason holds nothing of the content.
     """
-    parts = _split(_verified(text, keyring, max_size))
+    parts = _split(_verified(text, keyring, max_size, slack))
     serializer = serializers.get(parts.serializer)
     if serializer is None:
         raise Refused(f"its serializer {parts.serializer!r} is not one of this queue's: {', '.join(serializers)}")
     signed_queue, signed_id, emission = _read_head(parts.head)
     if signed_queue != queue:
-        raise Refused(f"it is signed for queue {signed_queue!r} and not {queue!r}")
+        raise Refused(f"it is signed for queue {signed_queue[:MAX_ID]!r} and not {queue!r}")
     if signed_id != message_id:
         raise Refused(f"it is signed for message {signed_id!r} and not {message_id!r}")
     return Envelope(emission, queue, message_id, serializer, parts.body, parts.is_text)
 
 
-def _verified(text: object, keyring: Keyring, max_size: int) -> str:
+def _verified(text: object, keyring: Keyring, max_size: int, slack: int) -> str:
     """The text without its tag. Until it is verified nothing is looked at but its prefix, key id and tag."""
     if type(text) is not str:
         raise Refused(f"it is not text but {type(text).__name__}")
-    if len(text) > max_size:
+    if len(text) > max_size + slack:
         raise Refused(f"it is {len(text):,} characters, more than the {max_size:,} of max_size")
     if not text.isascii():
         raise Refused("it is not ASCII")
@@ -270,6 +273,16 @@ def _is_text(value: object) -> bool:
     return type(value) is str
 
 
+def _is_name(value: object) -> bool:
+    # It stands in log lines: a line break in it would let whoever emits forge them.
+    return type(value) is str and value.isprintable()
+
+
+def _is_id(value: object) -> bool:
+    # Longer ones the worker refuses before it looks at the envelope.
+    return type(value) is str and value.isprintable() and 0 < len(value) <= MAX_ID
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value < 2**31
 
@@ -280,6 +293,10 @@ def _is_number(value: object) -> bool:
 
 def _is_flag(value: object) -> bool:
     return type(value) is bool
+
+
+def _is_names(value: object) -> bool:
+    return type(value) is list and all(map(_is_name, value))
 
 
 def _is_texts(value: object) -> bool:
@@ -304,14 +321,14 @@ def _is_instant(value: object) -> bool:
 
 # In the order of the head. What a sealed head may not hold, an opened one may not either.
 _HEAD: tuple[tuple[str, Callable[[object], bool], str], ...] = (
-    ("queue", _is_text, "text"),
-    ("message id", _is_text, "text"),
-    ("id", _is_text, "text"),
-    ("event", _is_text, "text"),
+    ("queue", _is_name, "printable text"),
+    ("message id", _is_id, f"1 to {MAX_ID} printable characters"),
+    ("id", _is_id, f"1 to {MAX_ID} printable characters"),
+    ("event", _is_name, "printable text"),
     ("version", _is_version, "a whole number from 1 up, or None"),
     ("bases", _is_texts, "names"),
-    ("linker", _is_text, "text"),
-    ("handlers", _is_texts, "names"),
+    ("linker", _is_name, "printable text"),
+    ("handlers", _is_names, "printable names"),
     ("attempt", _is_count, "a whole number from 1 up"),
     ("replay", _is_number, "a whole number from 0 up"),
     ("suspect", _is_flag, "True or False"),

@@ -452,3 +452,36 @@ def test_an_envelope_can_be_logged() -> None:
     """Its repr holds no arguments and no headers."""
     assert "x.y" not in repr(opened(sealed()))
     assert "x-request" not in repr(opened(sealed()))
+
+
+FORGED = ("x\n[2000-01-01] ERROR forged", "\x1b[2J", "\u202edetrever", "a\u2028b", "\0")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 6, 7])
+@pytest.mark.parametrize("name", FORGED)
+def test_names_that_would_forge_log_lines_are_refused_though_signed(at: int, name: str) -> None:
+    """Queue, ids, event, linker and handlers all stand in log lines."""
+    with pytest.raises(Refused, match="malformed"):
+        opened(crafted([*HEAD[:at], [name] if at == 7 else name, *HEAD[at + 1 :]]))
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_names_that_would_forge_log_lines_are_not_sealed(name: str) -> None:
+    for changes in ({"id": name}, {"event": name}, {"linker": name}, {"handlers": (name,)}):
+        with pytest.raises(NotSerializable, match="printable"):
+            sealed(emission(**changes))
+
+
+@pytest.mark.parametrize("id", ["", "x" * 256])
+def test_ids_that_a_worker_refuses_are_not_sealed(id: str) -> None:
+    """Celery's message has the same id, and the worker looks at that first."""
+    with pytest.raises(NotSerializable, match="1 to 255 printable"):
+        sealed(emission(id=id))
+    with pytest.raises(Refused, match="malformed"):
+        opened(crafted([*HEAD[:2], id, *HEAD[3:]]))
+
+
+def test_the_name_of_another_queue_is_cut_short() -> None:
+    with pytest.raises(Refused) as caught:
+        opened(crafted(["q" * 5000, *HEAD[1:]]))
+    assert len(str(caught.value)) < 400

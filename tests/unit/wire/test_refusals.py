@@ -399,3 +399,56 @@ def test_random_trees_decode_or_are_undecodable(node: Any) -> None:
     """Nothing but a value or Undecodable comes out of any JSON."""
     with contextlib.suppress(Undecodable):
         loads_value(node)
+
+
+# -- What a message makes of few bytes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [2_000_001, -2_000_001, 999_999_999_999])
+def test_exponents_are_bounded_on_both_sides(exponent: int) -> None:
+    """An int or a plain text made of one would fill the memory."""
+    with pytest.raises(NotSerializable, match=r"args\[0\].*exponent is beyond 2,000,000: send it as text"):
+        dumps(Decimal(f"1e{exponent}"))
+    with pytest.raises(Undecodable, match="exponent is beyond"):
+        loads_value({"$": "decimal", "v": f"1e{exponent}"})
+    assert loads(dumps(Decimal("1e-2000000"))).args == (Decimal("1e-2000000"),)
+
+
+@dataclasses.dataclass
+class Scanned:
+    one: int = 0
+    two: int = 0
+
+
+def test_defaults_are_not_searched_field_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few hundred fields a quarter of a megabyte took ten seconds."""
+    register(Scanned)
+    loads(dumps(Scanned()))
+    monkeypatch.setattr(dataclasses, "fields", None)
+    assert loads_value({"$": "object", "c": class_name(Scanned), "f": {}}) == Scanned()
+
+
+def test_fields_that_are_made_count_as_values() -> None:
+    """Else fifty bytes would make as many values as the class has fields."""
+    wide = dataclasses.make_dataclass("Wide", [(f"f{i}", int, 0) for i in range(1000)])
+    register(wide)
+    node = {"$": "object", "c": class_name(wide), "f": {}}
+    assert loads_value([node] * 900)
+    with pytest.raises(Undecodable, match="more than 1,000,000 values"):
+        loads_value([node] * 1001)
+
+
+def test_long_names_of_zones_do_not_reach_zoneinfo() -> None:
+    """It imports one package for each part."""
+    for key in ("a/" * 32 + "a", "a" * 65):
+        with pytest.raises(Undecodable, match="a time zone that is none"):
+            loads_value({"$": "datetime", "v": "2024-01-01T00:00:00", "z": key})
+
+
+@pytest.mark.parametrize("name", ["x:y\nforged", "x" * 10_000, "x:y\x1b[2J", "m:" + "y" * 5000])
+def test_names_of_unknown_classes_forge_no_log_line(name: str) -> None:
+    """The name stands in the log."""
+    with pytest.raises(Undecodable, match="is not known") as caught:
+        loads_value({"$": "object", "c": name, "f": {}})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600

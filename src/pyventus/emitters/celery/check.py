@@ -22,10 +22,9 @@ from kombu import Connection
 from kombu.serialization import prepare_accept_content
 
 from pyventus.emitters.celery.delays import LONGEST_HELD
-from pyventus.emitters.celery.publisher import describe_error
 from pyventus.emitters.celery.queue import STRONG_SECRET_BYTES, Queue
 from pyventus.emitters.celery.worker import PICKLE_CONTENT, check_app, check_pickled, emission_tasks, has_side_door
-from pyventus.errors import ConfigurationError
+from pyventus.errors import ConfigurationError, describe_error
 from pyventus.handlers import EventHandler, callback_id
 from pyventus.linkers import all_linkers
 

@@ -12,8 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pyventus.emission import now
-from pyventus.emitters.celery.publisher import describe_error
-from pyventus.errors import LeaseLost, WorkerLost
+from pyventus.errors import LeaseLost, WorkerLost, describe_error
 from pyventus.ledger.base import Claim, Key, Ledger, Row, Settled
 from pyventus.running import Result
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyventus.emitters.celery.check import check_command
-from pyventus.errors import PyventusError, Refused
+from pyventus.errors import PyventusError, Refused, escape
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import DeadLetter
@@ -229,11 +229,6 @@ def _fail(reasons: dict[str, str]) -> None:
 
 
 # -- Printing -------------------------------------------------------------------------------------------------------
-
-
-def escape(text: str) -> str:
-    """Text without anything that a terminal would obey: control characters, escapes, marks that reverse the writing."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _print(text: str, err: bool = False) -> None:

@@ -19,7 +19,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pyventus.emitters.celery.claims import Claims, Owed
 from pyventus.emitters.celery.publisher import PublishError
 from pyventus.emitters.celery.suspects import MAX_DEATHS, Room, count_start, forget_starts
-from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost
+from pyventus.errors import HandlersFailed, PyventusError, Undecodable, Unhandled, WorkerLost, describe_error
 from pyventus.handlers import EventHandler
 from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
@@ -164,21 +164,28 @@ class Delivery:
 
     def _run(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
         handlers = [handler for handler in handlers if linker.claim(handler, self._emission)]
-        with self._place():
-            results = self._run_claimed(handlers) if self._claims else self._run_counted(handlers)
-        _raise_failures(results)
+        if handlers:
+            with self._place():
+                results = self._run_claimed(handlers) if self._claims else self._run_counted(handlers)
+            _raise_failures(results)
 
     def _place(self) -> AbstractContextManager[None]:
         return _room.alone() if self._is_suspect else _room.shared()
 
     def _run_counted(self, handlers: list[EventHandler]) -> list[Result]:
         """Without a ledger the starts of a message that its process may have died of are counted in the broker."""
-        deaths = self._ask(count_start(*self._counter)) - 1 if self._is_suspect else 0
-        hopeless = handlers if deaths >= MAX_DEATHS else []
-        results = self._run_jobs([handler for handler in handlers if handler not in hopeless], hopeless)
-        self._follow_up(results)
-        if self._is_suspect:
+        if not self._is_suspect:
+            results = self._run_jobs(handlers, [])
+            self._follow_up(results)
+            return results
+        deaths = self._ask(count_start(*self._counter)) - 1
+        try:
+            results = self._run_jobs(handlers, []) if deaths < MAX_DEATHS else self._run_jobs([], handlers)
+        except Undecodable:
             self._forget_starts()
+            raise
+        self._follow_up(results)
+        self._forget_starts()
         return results
 
     @property
@@ -318,7 +325,7 @@ def _lost() -> WorkerLost:
 
 def _raise_failures(results: list[Result]) -> None:
     failures = [
-        (result.handler.id, " ".join(f"{type(result.error).__name__}: {result.error}".split()))
+        (result.handler.id, describe_error(result.error))
         for result in results
         if result.error is not None and result.again is None and not result.is_lost
     ]

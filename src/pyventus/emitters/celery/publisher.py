@@ -28,6 +28,7 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from pyventus.emitters.celery.delays import Delays
+from pyventus.errors import describe_error
 from pyventus.running import start_native_thread
 
 T = TypeVar("T")
@@ -597,9 +598,3 @@ def _transport_options(app: Celery, driver: str) -> dict[str, Any]:
         # A client that retries by itself has stored one message eleven times when replies were lost.
         return {**bounds, **given, "retry_on_timeout": False}
     return given
-
-
-def describe_error(error: BaseException) -> str:
-    """One line that names an error, for the text of another."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

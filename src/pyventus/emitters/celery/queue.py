@@ -205,24 +205,30 @@ class Queue:
             message_id, self.seal(emission, message_id), emission.event, emission.priority, {**options, **self._ids()}
         )
 
-    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler) -> Message:
-        """The message that has one handler run, with the arguments of ``envelope`` as they came."""
+    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler | None) -> Message:
+        """The message of a further emission, with the arguments of ``envelope`` as they came.
+
+        Args:
+            envelope: what carried the arguments.
+            emission: what to write into the head.
+            handler: the one that it is for, which may have a queue and a priority of its own.
+
+        Raises:
+            NotSerializable: it is too large.
+        """
         message_id = self._derived_id(emission)
-        text = self._reseal(envelope, emission, message_id)
         options = {} if emission.due is None else {"eta": emission.due}
-        priority = emission.priority if handler.priority is None else handler.priority
+        priority = emission.priority if handler is None or handler.priority is None else handler.priority
         return self._message(
-            message_id, text, emission.event, priority, {**options, **self._ids()}, handler.queue or self.name
-        )
+            message_id, self.reseal(envelope, emission, message_id), emission.event, priority,
+            {**options, **self._ids()}, None if handler is None else handler.queue,
+        )  # fmt: skip
 
     def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
-        text = self._reseal(envelope, emission, envelope.message_id)
+        text = self.reseal(envelope, emission, envelope.message_id)
         options = {"countdown": delay, **self._ids()}
         return self._message(envelope.message_id, text, emission.event, emission.priority, options)
-
-    def _reseal(self, envelope: Envelope, emission: Emission, message_id: str) -> str:
-        return envelope.reseal(emission, queue=self.name, message_id=message_id, keyring=self.keyring)
 
     def _message(
         self,
@@ -267,11 +273,22 @@ class Queue:
             max_size=self.max_size,
         )  # fmt: skip
 
+    def reseal(self, envelope: Envelope, emission: Emission, message_id: str) -> str:
+        """The signed text of ``emission`` in another message, with the arguments of ``envelope`` as they came.
+
+        Raises:
+            NotSerializable: it is too large.
+        """
+        return envelope.reseal(
+            emission, queue=self.name, message_id=message_id, keyring=self.keyring,
+            max_size=self.max_size + HEAD_GROWTH,
+        )  # fmt: skip
+
     def open(self, text: object, message_id: str) -> Envelope:
         """The verified envelope in a message; see `open_envelope`."""
         return open_envelope(
             text, queue=self.name, message_id=message_id, serializers=self.serializers, keyring=self.keyring,
-            max_size=self.max_size + HEAD_GROWTH,
+            max_size=self.max_size, slack=HEAD_GROWTH,
         )  # fmt: skip
 
     def __repr__(self) -> str:

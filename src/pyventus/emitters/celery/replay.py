@@ -15,8 +15,10 @@ from uuid import UUID, uuid5
 
 from pyventus.dead_letters.base import DeadLetter, DeadLetterStore, Reason
 from pyventus.emission import Emission
-from pyventus.emitters.celery.publisher import Message, PublishError, describe_error
-from pyventus.errors import PyventusError, Refused
+from pyventus.emitters.celery.publisher import Message, PublishError
+from pyventus.errors import PyventusError, Refused, Unhandled, describe_error
+from pyventus.handlers import EventHandler
+from pyventus.linkers import find_linker
 from pyventus.wire import Envelope, open_envelope
 
 if TYPE_CHECKING:
@@ -264,16 +266,14 @@ class DeadLetters:
 
     def _message(self, letter: DeadLetter) -> Message:
         queue, envelope = self._queue, self.open(letter)
-        emission, message_id, text = envelope.emission, letter.message_id, letter.text
         if letter.reason != "refused":
-            emission = _anew(emission)
-            message_id = queue._derived_id(emission)
-            text = envelope.reseal(
-                emission, queue=queue.name, message_id=message_id, keyring=queue.keyring, max_size=queue.max_size
-            )
-        is_early = emission.due is not None and emission.due > datetime.now(UTC)
-        options = {"eta": emission.due} if is_early else {}
-        return Message(queue.task_name, queue.name, message_id, emission.event, text, emission.priority, options)
+            emission = _anew(envelope.emission)
+            return queue.follow_up(envelope, emission, _handler_of(emission))
+        emission = envelope.emission
+        options = {} if emission.due is None else {"eta": emission.due}
+        return Message(
+            queue.task_name, queue.name, letter.message_id, emission.event, letter.text, emission.priority, options
+        )
 
     def _forget(self, letters: Letters, refused: bool) -> dict[str, str]:
         """Remove what was published; returns what is to be said of those that could not be."""
@@ -288,6 +288,15 @@ class DeadLetters:
 
 def _anew(emission: Emission) -> Emission:
     return replace(emission, replay=emission.replay + 1, attempt=1, suspect=False, due=datetime.now(UTC), expires=None)
+
+
+def _handler_of(emission: Emission) -> EventHandler | None:
+    """The one handler that an emission is for, if this process has it; it may have a queue of its own."""
+    try:
+        handlers = find_linker(emission.linker).find_handlers(emission)
+    except Unhandled:
+        return None
+    return handlers[0] if len(emission.handlers) == 1 else None
 
 
 def _check_shown(letter: DeadLetter, emission: Emission) -> None:

@@ -10,6 +10,8 @@ from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerTerminate
 from celery.worker.request import Request
 
+from pyventus.errors import Refused
+
 logger = logging.getLogger("pyventus")
 
 HIDDEN_ARGS = "(...)"
@@ -47,7 +49,11 @@ class EmissionRequest(Request):
         text, embed = read_message(message)
         # The pool gets these and not the message's own body: its callbacks and chains would run whatever they name.
         body = ([text], {}, {})
-        super().__init__(message, headers=_cleaned(message.headers), body=body, **{**options, "decoded": True})
+        headers = _cleaned(message.headers)
+        if headers["eta"] is not None and not _is_sealed(options["task"], text, headers["id"]):
+            # It would be held until then, unacknowledged, and another one fetched in its place, without end.
+            headers["eta"] = None
+        super().__init__(message, headers=headers, body=body, **{**options, "decoded": True})
         if any(embed.get(name) for name in _EMBEDDED):
             logger.warning("Callbacks of message %.100r dropped: they are not signed", self.id)
 
@@ -100,6 +106,14 @@ def read_message(message: Any) -> tuple[str, dict[str, Any]]:
         case [[str(text)], {**kwargs}, dict() as embed] if not kwargs:
             return text, embed
     raise InvalidTaskError("its body is not a list of one text, no keyword arguments, and what Celery embeds")
+
+
+def _is_sealed(task: Any, text: str, message_id: str) -> bool:
+    try:
+        task.emission_queue.open(text, message_id)
+    except Refused:
+        return False
+    return True
 
 
 def _cleaned(headers: dict[str, Any]) -> dict[str, Any]:

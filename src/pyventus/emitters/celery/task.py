@@ -100,7 +100,8 @@ class EmissionTask(Task):
         except UNHANDLED as error:
             logger.error("Emission %s of %r was not handled: %s", *delivery.names, error)
             delivery.keep(_reason(error), error)
-            raise
+            # Without its cause, such as what a codec raised: Celery's events carry the traceback, texts and all.
+            raise error from None
 
     def _open(self, text: object) -> Envelope:
         try:

@@ -10,6 +10,7 @@ from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityError
 from kombu.serialization import prepare_accept_content, registry
 
+from pyventus.emitters.celery.intake import guard
 from pyventus.emitters.celery.lifespan import leave_lifespans
 from pyventus.emitters.celery.task import EmissionTask, hold_invariants
 from pyventus.errors import ConfigurationError
@@ -68,13 +69,18 @@ class Checks(bootsteps.Step):
 
 
 class SideDoor(bootsteps.StartStopStep):
-    """Makes the consumer of tasks refuse pickled messages, which kombu would unpickle before any task runs."""
+    """Makes the consumer of tasks refuse pickled messages, which kombu would unpickle before any task runs, and drop
+    what would end it.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
         """Called after each connection to the broker, before any message is taken."""
-        if _is_closed([task.emission_queue for task in emission_tasks(parent.app)]):
+        queues = [task.emission_queue for task in emission_tasks(parent.app)]
+        if any(queue.keyring.signs for queue in queues):
+            guard(parent, is_ours={queue.task_name for queue in queues}.__contains__)
+        if _is_closed(queues):
             consumer = parent.task_consumer
             consumer.accept = _without_pickle(consumer.accept)
 

@@ -24,11 +24,11 @@ class JSONSerializer(ContentSerializer):
     """The default: exact for the standard types, and for instances of the classes that the worker knows.
 
     Exactly these types travel, nested up to `MAX_DEPTH`: None, bool, int (up to 4,300 digits), float, str, bytes, list,
-    tuple, set, frozenset, dict, datetime, date, time, timedelta, Decimal, UUID, members of enums, exceptions (type,
-    args and notes), instances of dataclasses, msgspec Structs, attrs and pydantic classes (their fields, without
-    running ``__init__`` or validators again, but for Structs), and of classes registered with a codec. Two references
-    to one object become two objects. What an instance or exception has beyond this, such as a cached property or an
-    attribute that an exception's ``__init__`` adds, stays behind.
+    tuple, set, frozenset, dict, datetime, date, time, timedelta, Decimal (exponents up to 2,000,000), UUID, members of
+    enums, exceptions (type, args and notes), instances of dataclasses, msgspec Structs, attrs and pydantic classes
+    (their fields, without running ``__init__`` or validators again, but for Structs), and of classes registered with a
+    codec. Two references to one object become two objects. What an instance or exception has beyond this, such as a
+    cached property or an attribute that an exception's ``__init__`` adds, stays behind.
     """
 
     name = "json"

@@ -17,6 +17,7 @@ __all__ = [
     "BUILTIN_EXCEPTIONS",
     "INT_LIMIT",
     "MAX_DEPTH",
+    "MAX_EXPONENT",
     "MAX_ITEMS",
     "TAG",
     "ZONE_KEY",
@@ -35,7 +36,10 @@ MAX_ITEMS = 1_000_000
 INT_LIMIT = 10**4300
 """Python parses no longer ints by default (``sys.int_info.default_max_str_digits``)."""
 
-ZONE_KEY = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*"
+MAX_EXPONENT = 2_000_000
+"""Of a Decimal: more than any context of Python's own makes, while ``int(Decimal("1e999999999"))`` takes a gigabyte."""
+
+ZONE_KEY = r"(?=.{1,64}$)[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*"
 """zoneinfo makes a module path of `tzdata` out of a key: nothing but the names of zones may get there."""
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not set on the classes that are compiled into Python.
@@ -154,7 +158,7 @@ class _Dataclass(Shape):
     def default(self, made: Any, name: str) -> Any:
         if hasattr(made, "__pydantic_fields__"):  # pydantic.dataclasses: the field's default is a pydantic Field.
             return _pydantic_default(made, name)
-        (field,) = (field for field in dataclasses.fields(made) if field.name == name)
+        field = made.__dataclass_fields__[name]
         if field.default is not dataclasses.MISSING:
             return field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -170,7 +174,7 @@ class _Attrs(Shape):
             object.__setattr__(made, "_attrs_cached_hash", None)
 
     def default(self, made: Any, name: str) -> Any:
-        (attribute,) = (attribute for attribute in type(made).__attrs_attrs__ if attribute.name == name)
+        attribute = getattr(type(made).__attrs_attrs__, name)
         attrs: Any = sys.modules[type(attribute).__module__]
         if attribute.default is attrs.NOTHING:
             return super().default(made, name)

@@ -18,6 +18,7 @@ from pyventus.events import codec_of, find_class
 from pyventus.wire.json.base import (
     BUILTIN_EXCEPTIONS,
     MAX_DEPTH,
+    MAX_EXPONENT,
     MAX_ITEMS,
     TAG,
     ZONE_KEY,
@@ -121,6 +122,8 @@ class Decoder:
         made = Decimal(_str(node["v"]))
         if made.is_nan() and "n" not in node["v"].lower():  # Junk is NaN where the context does not trap it.
             raise Undecodable("there is a Decimal that is no number")
+        if made.is_finite() and abs(made.adjusted()) > MAX_EXPONENT:
+            raise Undecodable(f"there is a Decimal whose exponent is beyond {MAX_EXPONENT:,}")
         return made
 
     def _uuid(self, node: dict[str, Any], depth: int) -> Any:
@@ -171,7 +174,8 @@ class Decoder:
         fields = node["f"]
         if type(fields) is not dict:
             raise Undecodable(f"the fields of {node['c']} are malformed")
-        depth = self._enter(len(fields), depth)
+        # Those that are missing are made, too.
+        depth = self._enter(max(len(fields), len(shape.names)), depth)
         values = {name: self.value(item, depth) for name, item in fields.items() if name in shape.names}
         return values, self._items_of(node["r"], depth) if "r" in node else None
 

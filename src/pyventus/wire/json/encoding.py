@@ -18,6 +18,7 @@ from pyventus.wire.base import Content
 from pyventus.wire.json.base import (
     INT_LIMIT,
     MAX_DEPTH,
+    MAX_EXPONENT,
     MAX_ITEMS,
     TAG,
     ZONE_KEY,
@@ -151,6 +152,8 @@ class Encoder:
         return {TAG: "bytes", "v": _base64(value)}
 
     def _decimal(self, value: Decimal, depth: int) -> Any:
+        if value.is_finite() and abs(value.adjusted()) > MAX_EXPONENT:
+            raise Unfit(f"it is a Decimal whose exponent is beyond {MAX_EXPONENT:,}: send it as text")
         return {TAG: "decimal", "v": str(value)}
 
     def _uuid(self, value: UUID, depth: int) -> Any:
