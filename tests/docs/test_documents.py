@@ -170,9 +170,28 @@ def test_reference_lists_every_log_line() -> None:
     assert not [line for line in _log_lines() if _beginning(line) not in REFERENCE]
 
 
+def test_reference_lists_no_other_log_line() -> None:
+    """One that is gone is not looked for in vain."""
+    lines = [_as_printed(line) for line in _log_lines()]
+    table = REFERENCE.partition("## Log lines")[2]
+    listed = re.findall(r"^\| (?:ERROR|WARNING|INFO) \| `([^`]+)`", table, re.M)
+    assert len(listed) >= len(lines)
+    assert not [each for each in listed if not any(_is_same(each, line) for line in lines)]
+
+
+def _is_same(listed: str, line: str) -> bool:
+    """One of the two may break off where the other goes on."""
+    short, long = sorted((listed.rstrip(" …"), line.rstrip(" …")), key=len)
+    return long.startswith(short)
+
+
+def _as_printed(line: str) -> str:
+    return re.sub(r"%[.\d]*[a-z]", "…", line)
+
+
 def _beginning(line: str) -> str:
     """As the table prints it, and long enough to tell it from the others."""
-    return re.sub(r"%[.\d]*[a-z]", "…", line)[:30].rstrip()
+    return _as_printed(line)[:30].rstrip()
 
 
 def _log_lines() -> Iterator[str]:
