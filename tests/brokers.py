@@ -205,7 +205,8 @@ class hanging_broker(Peer):
 class trickling_broker(Peer):
     """Answers every connection with one byte every 0.2 s of a reply that never ends.
 
-    No pause between two bytes is long enough for a socket timeout.
+    No pause between two bytes is long enough for a socket timeout. The client speaks first, as with real brokers:
+    py-amqp reads TCP_MAXSEG and sets it again, which Linux refuses once bytes have come in over the loopback.
     """
 
     REPLIES: ClassVar = {
@@ -218,6 +219,7 @@ class trickling_broker(Peer):
         super().__init__()
 
     def serve(self, client: socket.socket) -> None:
+        client.recv(1)
         client.sendall(self._reply)
         while not self._closed.wait(TRICKLE_SECONDS):
             client.sendall(b"\0")

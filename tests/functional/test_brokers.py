@@ -51,6 +51,7 @@ def test_trickling_broker_outlives_a_socket_timeout(protocol: str) -> None:
         trickling_broker(protocol) as broker,
         socket.create_connection(("127.0.0.1", broker.port), timeout=1) as client,
     ):
+        client.sendall(b"PING\r\n")
         received = 0
         deadline = time.monotonic() + 1.5
         while time.monotonic() < deadline:

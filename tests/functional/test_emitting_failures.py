@@ -95,16 +95,6 @@ async def aemit_beside_ticks(emitter: CeleryEventEmitter) -> None:
         assert ticks > 20 * (time.monotonic() - started) - 10
 
 
-class polite_trickling_broker(trickling_broker):
-    """Lets the client speak first, as brokers do: py-amqp reads TCP_MAXSEG and sets it again, which Linux refuses once
-    bytes have come in over the loopback.
-    """
-
-    def serve(self, client: Any) -> None:
-        client.recv(1)
-        super().serve(client)
-
-
 @contextlib.contextmanager
 def broken_broker(kind: str, scheme: Any) -> Iterator[str]:
     login = f":{PASSWORD}@" if scheme == "redis" else f"guest:{PASSWORD}@"
@@ -114,7 +104,7 @@ def broken_broker(kind: str, scheme: Any) -> Iterator[str]:
         with refused_port() as port:
             yield f"{scheme}://{login}127.0.0.1:{port}/"
     else:
-        with hanging_broker() if kind == "hanging" else polite_trickling_broker(scheme) as broker:
+        with hanging_broker() if kind == "hanging" else trickling_broker(scheme) as broker:
             yield broker.url(scheme).replace("://", f"://{login}")
 
 
@@ -236,7 +226,7 @@ def test_failures_leave_nothing_behind(scheme: Any, kind: str, monkeypatch: pyte
     monkeypatch.setattr(publisher, "SOCKET_SECONDS", 1.0)
     monkeypatch.setattr(publisher, "TRICKLE_SECONDS", 3.0 if kind == "trickling" else 300.0)
     threads, files = senders(), open_files()
-    with hanging_broker() if kind == "hanging" else polite_trickling_broker(scheme) as broker:
+    with hanging_broker() if kind == "hanging" else trickling_broker(scheme) as broker:
         emitter = emitter_to(broker.url(scheme), timeout=0.02, broker_connection_timeout=1)
         messages = []
         for _ in range(60):
@@ -327,7 +317,7 @@ def test_a_timed_out_aemit_reports_nothing_later(caplog: pytest.LogCaptureFixtur
         broker.close()
         await asyncio.sleep(0.3)
 
-    with polite_trickling_broker("redis") as broker:
+    with trickling_broker("redis") as broker:
         emitter = emitter_to(broker.url("redis"), timeout=0.3)
         asyncio.run(give_up())
     assert caplog.text == ""

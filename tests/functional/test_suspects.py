@@ -28,7 +28,9 @@ def test_a_poisonous_handler_is_given_up(broker_url: str, queue_name: str, valke
     file = tmp_path / "starts"
     with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1) as worker:
         emission = new_emitter(broker_url, queue_name).emit("Poison", str(file))
-        worker.wait_for(f"{emission.id} gave up because of WorkerLost", f"FAILURE of {emission.id} HandlersFailed")
+        worker.wait_for(
+            f"{emission.id} gave up because of WorkerLost", f"FAILURE of {emission.id} HandlersFailed", timeout=40
+        )
         assert starts(file) == STARTS
         last = new_emitter(broker_url, queue_name).emit("Plain")
         worker.wait_for(f"Plain[{last.id}] succeeded")
@@ -42,7 +44,7 @@ def test_a_neighbour_in_the_same_emission_is_not_given_up(broker_url: str, queue
     file = tmp_path / "starts"
     with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1) as worker:
         emission = new_emitter(broker_url, queue_name).emit("PoisonInTea", str(file))
-        worker.wait_for(f"{emission.id} gave up because of WorkerLost", f"{emission.id} tea")
+        worker.wait_for(f"{emission.id} gave up because of WorkerLost", f"{emission.id} tea", timeout=40)
     assert starts(file) == STARTS
 
 

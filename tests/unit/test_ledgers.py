@@ -141,7 +141,7 @@ def test_engines_and_clients_of_ones_own(tmp_path: Path) -> None:
 def test_a_url_of_redis_is_given_timeouts() -> None:
     """Not all versions of redis-py have any; who gives others in the URL has those."""
     own = RedisLedger("redis://127.0.0.1:1")._clients.get().get_connection_kwargs()
-    assert (own["socket_timeout"], own["socket_connect_timeout"], own["retry"].get_retries()) == (5, 5, 0)
+    assert (own["socket_timeout"], own["socket_connect_timeout"], own["retry"]._retries) == (5, 5, 0)
     other = RedisLedger("redis://127.0.0.1:1?socket_timeout=2")._clients.get().get_connection_kwargs()
     assert (other["socket_timeout"], other["socket_connect_timeout"]) == (2, 5)
 
