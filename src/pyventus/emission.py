@@ -40,7 +40,7 @@ class Emission:
         headers: of the caller's own, such as a request id.
         attempt: 1, and one more for each time that its handlers are run again because they failed.
         replay: 0, and one more for each time that it was replayed as a dead letter, when attempts start anew.
-        suspect: whether a worker process died while it held it, so that it runs alone in its process.
+        suspect: whether a worker that held it has ended, perhaps because of it, so that it runs alone in its process.
         handlers: ids of the handlers still to run; empty: all that are linked to the event.
     """
 

@@ -80,15 +80,15 @@ class UnknownClass(Undecodable):
 
 
 class Unhandled(PyventusError):
-    """No handler of this process is linked to the event of an emission."""
+    """This process has no handler, or no linker, that an emission is for."""
 
 
 class HandlerTimeout(PyventusError, TimeoutError):
-    """A handler took longer than its ``timeout``."""
+    """A handler took longer than its ``timeout``; a failure as any other, which its policy may retry."""
 
 
 class WorkerLost(PyventusError):
-    """Handlers were given up because worker processes died each time that they ran alone in one."""
+    """A handler was given up, because worker processes ended each time that it ran; its failure callback gets this."""
 
 
 class RetryLater(PyventusError):
@@ -115,11 +115,13 @@ class GiveUp(PyventusError):
 
 
 class LeaseLost(PyventusError):
-    """Another process has taken over a handler, because this one did not renew its lease in time."""
+    """Another process has taken over a handler, because this one did not renew its lease in time; or its run has been
+    counted as failed meanwhile.
+    """
 
 
 class HandlersFailed(PyventusError):
-    """Handlers of an emission failed; the message names each with its error.
+    """Handlers of an emission have failed for the last time; the message names each with its error.
 
     Attributes:
         failures: handler id and error text of each handler that failed.
@@ -136,7 +138,8 @@ class HandlersFailed(PyventusError):
 class EmitError(PyventusError):
     """An emission was not, or may not have been, stored by the broker.
 
-    ``emitter.send(error.emission)`` tries again under the same id, so that what was stored after all is recognised.
+    ``emitter.send(error.emission)`` tries again under the same id, by which a ledger recognises what was stored after
+    all; without one its handlers may run twice.
 
     Attributes:
         emission: the emission that was to be sent.

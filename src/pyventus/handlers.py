@@ -22,9 +22,9 @@ class EventHandler:
             of the same callback to the same linker.
         event_callback: called with the emission's arguments.
         success_callback: called with what the event callback returned; without arguments if that was None.
-        failure_callback: called with the exception that the event callback raised.
-        once: whether it runs for one emission only.
-        timeout: seconds that the event callback may take, or None.
+        failure_callback: called with the exception that the event callback raised, at the end: not while it is retried.
+        once: whether it runs for one emission only; in each process, or with a ledger in all workers.
+        timeout: seconds that one run of the event callback may take, or None.
         retry: when it is run again after a failure; None: as its queue says, or never.
         queue: name of the broker's queue whose workers run it; None: that of the emission.
         priority: 0 to 9, 9 first, of the message that has it run; None: that of the emission.

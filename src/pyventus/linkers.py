@@ -155,7 +155,7 @@ class EventLinker:
 
     @classmethod
     def once(cls, *events: Any, **options: Unpack[LinkOptions]) -> Any:
-        """Like `on`, for a handler that runs for one emission only, in this process."""
+        """Like `on`, for one that runs for one emission only: in each process, or with a ledger in all workers."""
         return EventLink(cls, events, {**options, "once": True})
 
     @classmethod
@@ -179,13 +179,15 @@ class EventLinker:
             events: strings, classes (which receive instances of their subclasses too), or ``...`` for every event.
             event_callback: a function or an ``async def`` function, called with the arguments of the emission.
             success_callback: called with what the event callback returned; without arguments if that was None.
-            failure_callback: called once, at the end, with the exception that the event callback raised.
-            once: whether it runs for one emission only, in this process.
+            failure_callback: called with the exception that the event callback raised, at the end: not while it is
+                retried.
+            once: whether it runs for one emission only: in each process, or, where the queue has a ledger, in all its
+                workers and for good.
             name: the handler's id; what waits in the broker finds its handler by it, so give one in production code.
-            timeout: seconds that the event callback may take.
+            timeout: seconds that one run of the event callback may take; what takes longer has failed.
             retry: when it is run again after a failure, alone; default: the linker's ``default_retry``, or the queue's.
             queue: of the broker, whose workers run it; the first worker forwards it there, alone.
-            priority: 0 to 9, 9 first, with which the first worker forwards it.
+            priority: 0 to 9, 9 first, of the message in which the first worker forwards it.
             force_async: without effect, for code of other versions: a sync callback never blocks a loop here.
 
         Raises:

@@ -28,7 +28,7 @@ from kombu.asynchronous import set_event_loop
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
-from pyventus.emitters.celery.worker import emission_tasks
+from pyventus.emitters.celery.worker import emission_tasks, handlers_queues
 
 ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -128,7 +128,7 @@ class Reader:
                     # Celery 5.5 would take the loop that the worker before it has left, with that one's timer
                     # (celery.worker.components.Hub), and what is delayed would never come up.
                     set_event_loop(None)
-                    queues = [task.emission_queue.name for task in emission_tasks(app)]
+                    queues = [*(task.emission_queue.name for task in emission_tasks(app)), *handlers_queues()]
                     workers.enter_context(
                         start_worker(app, pool="solo", perform_ping_check=False, queues=queues, shutdown_timeout=30.0)
                     )

@@ -23,7 +23,11 @@ WITH_THE_TUTORIAL = ("README.md", "docs/tutorial.md")
 # It is about brokers in memory, and CELERY_BROKER_URL would take their place.
 ON_ITS_OWN_BROKER = "docs/how-to/test.md"
 # What handlers of the examples fail with on purpose.
-EXPECTED_ERRORS = {"docs/how-to/timeouts.md": "its timeout of", "docs/how-to/test.md": "no such order"}
+EXPECTED_ERRORS = {
+    "docs/how-to/timeouts.md": "its timeout of",
+    "docs/how-to/test.md": "no such order",
+    "docs/how-to/retries.md": "nobody is no address",
+}
 REFERENCE = (ROOT / "docs/reference.md").read_text()
 
 # However somebody may write one; the reader knows but one way.
@@ -58,6 +62,7 @@ def test_examples_run(name: str, desk: pytest.MonkeyPatch, tmp_path: Path, caplo
     if name == ON_ITS_OWN_BROKER:
         desk.delenv("CELERY_BROKER_URL")
         desk.delenv("CELERY_RESULT_BACKEND")
+    desk.chdir(tmp_path)  # For files that examples make.
     reader = Reader(name, tmp_path)
     with warnings.catch_warnings():
         if name in WITH_THE_TUTORIAL:
@@ -104,6 +109,14 @@ def test_links_lead_somewhere(name: str) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
             assert anchor in {_anchor(heading) for heading in headings}, target
+
+
+def test_tests_that_are_named_exist() -> None:
+    """Whoever doubts a promise looks for the test that shows it."""
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs/guarantees.md").read_text())
+    assert len(named) > 50
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
 
 
 def _anchor(heading: str) -> str:
@@ -157,9 +170,28 @@ def test_reference_lists_every_log_line() -> None:
     assert not [line for line in _log_lines() if _beginning(line) not in REFERENCE]
 
 
+def test_reference_lists_no_other_log_line() -> None:
+    """One that is gone is not looked for in vain."""
+    lines = [_as_printed(line) for line in _log_lines()]
+    table = REFERENCE.partition("## Log lines")[2]
+    listed = re.findall(r"^\| (?:ERROR|WARNING|INFO) \| `([^`]+)`", table, re.M)
+    assert len(listed) >= len(lines)
+    assert not [each for each in listed if not any(_is_same(each, line) for line in lines)]
+
+
+def _is_same(listed: str, line: str) -> bool:
+    """One of the two may break off where the other goes on."""
+    short, long = sorted((listed.rstrip(" …"), line.rstrip(" …")), key=len)
+    return long.startswith(short)
+
+
+def _as_printed(line: str) -> str:
+    return re.sub(r"%[.\d]*[a-z]", "…", line)
+
+
 def _beginning(line: str) -> str:
     """As the table prints it, and long enough to tell it from the others."""
-    return re.sub(r"%[.\d]*[a-z]", "…", line)[:30].rstrip()
+    return _as_printed(line)[:30].rstrip()
 
 
 def _log_lines() -> Iterator[str]:

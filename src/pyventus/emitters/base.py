@@ -123,7 +123,7 @@ class EventEmitter(ABC):
         """A new emitter with these options bound; what is not given stays as it is bound to this one.
 
         Args:
-            id: of the emission, for what must be emitted once however often it is tried.
+            id: of the emission, for what is one event however often it is emitted: with a ledger it runs once.
             delay: seconds until handlers run; not together with ``at``.
             at: the moment, aware, before which no handler runs.
             priority: 0 to 9, 9 first; what is emitted without one is ordered by the broker's own default.

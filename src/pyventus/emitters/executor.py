@@ -21,7 +21,7 @@ from pyventus.running import Job, handler_context, is_expired, job_of, jobs_of, 
 class ExecutorEventEmitter(EventEmitter):
     """Runs each handler in a thread or process of an executor; ``async def`` ones on one loop per process.
 
-    As a context manager it waits, when left, for what was emitted, and shuts its executor down.
+    As a context manager it waits, when left, for what was emitted, retries included, and shuts its executor down.
 
     Args:
         executor: a `ThreadPoolExecutor` or `ProcessPoolExecutor`; default: threads of its own. To a process go the

@@ -58,9 +58,10 @@ class Queue:
         secret: signs every emission, so that nothing else runs. Of several, the first signs and any verifies, so that
             it can be changed without a rejected message. 32 random bytes or more; shorter ones work with a warning.
         serializer: "json", "pickle", or a serializer's class or instance.
-        retry: when handlers that bring no policy of their own are run again after a failure; default: never.
-        ledger: the record of which handler has run for which emission, so that what is delivered again has its effects
-            once: a ledger, or the URL of one; default: none.
+        retry: when handlers that have no policy of their own or their linker's are run again after a failure; default:
+            never.
+        ledger: the record of which handler has run for which emission, so that what has finished does not run again
+            when it is delivered again: a ledger, or the URL of one; default: none.
         dead_letters: where emissions are kept that finally failed, could not be handled or were refused: a store, or
             the URL of a Redis; default: the app's broker, 10,000 letters for 14 days.
         unhandled: what becomes of an event that no handler of the worker is linked to: "dead_letter" logs an error
@@ -71,14 +72,17 @@ class Queue:
         middleware: called with emission and handler around each call of an event callback, each returning a context
             manager; it is entered where the handler runs, so on the loop for an async one.
         max_size: bytes that one emission may have in the broker.
-        max_age: how long after it was due an emission still runs; seven days or more.
+        max_age: how long after it was due an emission still runs, with a day on top for clocks that are wrong; seven
+            days or more.
         allow_pickled_tasks: leave the app's own pickled tasks and remote control alone, although a secret is given:
             whoever can write to the broker can then run code in its workers.
 
     Raises:
         ConfigurationError: the secret is empty, the app does not accept what the queue sends, pickle is asked for
-            without a strong secret, or the app already has a queue of that name.
+            without a strong secret, the ledger's retention is less than ``max_age`` and two days, or the app already
+            has a queue of that name.
         InvalidOption: an argument has a value that it cannot have.
+        MissingExtra: what a URL's kind of ledger or store needs is not installed.
     """
 
     Serializer: TypeAlias = wire.Serializer
