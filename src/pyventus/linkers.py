@@ -477,6 +477,14 @@ def find_linker(name: str) -> type[EventLinker]:
     return linker
 
 
+def find_handler(emission: Emission) -> EventHandler | None:
+    """The handler of this process that an emission names, if it names just one and this process has it."""
+    if len(emission.handlers) != 1:
+        return None
+    linker = _linkers.get(emission.linker)
+    return None if linker is None else linker._by_id.get(emission.handlers[0])
+
+
 def all_linkers() -> list[type[EventLinker]]:
     """The linkers that are defined in this process."""
     return list(_linkers.values())

@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
-from pyventus.emission import Emission
+from pyventus.emission import Emission, now
 from pyventus.errors import HandlerTimeout, InvalidHandler, PyventusError
 from pyventus.handlers import Callback, EventHandler, callback_id, is_async
 from pyventus.linkers import EventLinker
@@ -72,7 +72,7 @@ def handler_context(emission: Emission, state: Any = _MISSING) -> Context:
 
 def is_expired(emission: Emission) -> bool:
     """Whether the caller no longer wants the emission's handlers to run; if so, logged."""
-    if emission.expires is None or datetime.now(UTC) < emission.expires:
+    if emission.expires is None or now() < emission.expires:
         return False
     logger.info("Emission %s of %r dropped: it expired at %s", emission.id, emission.event, emission.expires)
     return True
@@ -175,7 +175,7 @@ def steps(job: Job) -> Generator[Call, Any, Result]:
     handler, emission = job.handler, job.emission
     try:
         value = yield Call(handler.event_callback, emission.args, emission.kwargs, job)
-    except GeneratorExit:
+    except GeneratorExit:  # Nobody drives it any more.
         raise
     except BaseException as error:  # gevent.Timeout among them.
         result = _failed(job, error)
@@ -195,6 +195,8 @@ def steps(job: Job) -> Generator[Call, Any, Result]:
 def _failed(job: Job, error: BaseException) -> Result:
     handler, emission = job.handler, job.emission
     again = next_delay(job.retry, emission.attempt, error)
+    if again is not None and emission.expires is not None and now() + timedelta(seconds=again) >= emission.expires:
+        again = None  # It would be dropped then, and nobody would hear of the failure.
     if again is None:
         logger.error(
             "Handler %s failed on emission %s of %r, attempt %d: %r",
@@ -234,6 +236,15 @@ def _raise_if_signalled(error: BaseException) -> None:
         raise error
 
 
+def _thrown(error: BaseException) -> BaseException:
+    """What a way is told of an error: a GeneratorExit would end the way itself."""
+    if not isinstance(error, GeneratorExit):
+        return error
+    thrown = RuntimeError("a GeneratorExit was raised")
+    thrown.__cause__ = error
+    return thrown
+
+
 # -- Driving it on a loop -----------------------------------------------------------------------------------------
 
 
@@ -266,7 +277,7 @@ async def _drive_on_loop(job: Job) -> Result:
             except BaseException as error:
                 _raise_if_cancelled(error)
                 _raise_if_signalled(error)
-                call = way.throw(error)
+                call = way.throw(_thrown(error))
             else:
                 call = way.send(value)
     except StopIteration as stop:
@@ -353,7 +364,7 @@ def run_in_thread(job: Job, failure: BaseException | None = None) -> Result:
                 value = _await_elsewhere(call, job) if is_async(call.callback) else job.context.run(_call_here, call)
             except BaseException as error:
                 _raise_if_signalled(error)
-                call = way.throw(error)
+                call = way.throw(_thrown(error))
             else:
                 call = way.send(value)
     except StopIteration as stop:
@@ -426,8 +437,12 @@ def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) 
         if here is not None:
             results[here.handler] = run_in_thread(here)
         interrupt = _wait(futures.values(), results.values(), interrupts)
+    except Exception:
+        # An error of our own: what runs beside it is to end as it would have.
+        wait(futures.values())
+        raise
     except BaseException:
-        # The process is to end, and its threads with it; or an error of our own.
+        # The process is to end, and its threads with it.
         _cancel(futures.values())
         raise
     return [results.get(job.handler) or _result_of(job, futures[job.handler], interrupt) for job in jobs]
@@ -454,10 +469,11 @@ def _wait(
 def _result_of(job: Job, future: Future[Result], interrupt: BaseException | None) -> Result:
     try:
         return future.result()
-    except asyncio.CancelledError:
-        if interrupt is None:
+    except asyncio.CancelledError as cancelled:
+        if interrupt is None and process_loop().is_closing:
             raise
-        return run_in_thread(job, interrupt)
+        # Without an interrupt somebody else on the loop has cancelled it.
+        return run_in_thread(job, interrupt or cancelled)
 
 
 def run_until_final(jobs: Iterable[Job]) -> list[Result]:
@@ -504,6 +520,7 @@ class ProcessLoop:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.is_closing = False
         self.loop = _native_loop() if _is_patched() else asyncio.new_event_loop()
         # Of asyncio's own, six threads on two cores, one sync callback would wait for another.
         self.loop.set_default_executor(_NativeThreads())
@@ -526,6 +543,7 @@ class ProcessLoop:
         """Stop the loop after what runs on it was cancelled."""
         if self.pid != os.getpid() or self.loop.is_closed():
             return
+        self.is_closing = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         if not self._stopped.wait(CLOSE_SECONDS):
             logger.error(

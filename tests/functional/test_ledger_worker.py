@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 
 from pyventus.emitters.celery import CeleryEventEmitter
-from pyventus.emitters.celery.suspects import MAX_DEATHS
+from pyventus.emitters.celery.suspects import MAX_STARTS
 from tests.brokers import Valkey
 from tests.functional.apps.support import new_emitter, service, wait_until
-
-STARTS = 1 + MAX_DEATHS
 
 
 @pytest.fixture(params=["redis", "sqlite"])
@@ -94,7 +92,7 @@ def test_a_poisonous_handler_is_given_up(
     with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1, **ledger) as worker:
         emission = emitter.emit("PoisonInTea", str(file))
         worker.wait_for(f"{emission.id} gave up because of WorkerLost", f"{emission.id} tea", timeout=40)
-    assert len(file.read_text()) == STARTS
+    assert len(file.read_text()) == MAX_STARTS
     (letter,) = emitter._queues[0].dead_letters.list()
     assert (letter.reason, letter.handlers) == ("lost", ("poison",))
 

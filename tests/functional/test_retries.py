@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -121,9 +122,11 @@ def test_a_handler_with_a_priority_of_its_own_travels_with_it(
         assert f"{first.id} urgent in ('{first.id}'" not in worker.log()
         assert f"{second.id} urgent in ('{second.id}'" in worker.log()
         queue = emitter._queues[0]
-        handler = EventLinker.subscribe("x", event_callback=print, priority=7, name="priority")
+        handler = EventLinker.subscribe("x", event_callback=print, priority=7, queue="elsewhere", name="priority")
         envelope = queue.open(queue.message(first).text, first.id)
-        assert queue.follow_up(envelope, first, handler).priority == 7
+        alone = replace(first, handlers=(handler.id,))
+        assert queue.follow_up(envelope, alone).priority == queue.message_again(envelope, alone, 5).priority == 7
+        assert queue.follow_up(envelope, alone).queue == queue.message_again(envelope, alone, 5).queue == "elsewhere"
         EventLinker.remove_event_handler(handler)
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pyventus.emitters.celery.suspects import MAX_DEATHS
+from pyventus.emitters.celery.suspects import MAX_STARTS
 from tests.brokers import Valkey
 from tests.functional.apps.support import new_emitter, service, wait_until
 from tests.workers import Process
-
-STARTS = 1 + MAX_DEATHS
 
 
 def starts(file: Path) -> int:
@@ -31,12 +29,12 @@ def test_a_poisonous_handler_is_given_up(broker_url: str, queue_name: str, valke
         worker.wait_for(
             f"{emission.id} gave up because of WorkerLost", f"FAILURE of {emission.id} HandlersFailed", timeout=40
         )
-        assert starts(file) == STARTS
+        assert starts(file) == MAX_STARTS
         last = new_emitter(broker_url, queue_name).emit("Plain")
         worker.wait_for(f"Plain[{last.id}] succeeded")
         wait_until(lambda: counters(broker_url, valkey) == [], "the end of the counter")
     assert worker.log().count(f"{emission.id} gave up") == 1
-    assert starts(file) == STARTS
+    assert starts(file) == MAX_STARTS
 
 
 def test_a_neighbour_in_the_same_emission_is_not_given_up(broker_url: str, queue_name: str, tmp_path: Path) -> None:
@@ -45,7 +43,7 @@ def test_a_neighbour_in_the_same_emission_is_not_given_up(broker_url: str, queue
     with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1) as worker:
         emission = new_emitter(broker_url, queue_name).emit("PoisonInTea", str(file))
         worker.wait_for(f"{emission.id} gave up because of WorkerLost", f"{emission.id} tea", timeout=40)
-    assert starts(file) == STARTS
+    assert starts(file) == MAX_STARTS
 
 
 @pytest.mark.timeout(120)
@@ -56,7 +54,7 @@ def test_neighbours_in_the_same_process_are_not_given_up(amqp_url: str, queue_na
     poison = emitter.emit("Poison", str(file))
     good = [emitter.emit("Tea", str(file)) for _ in range(20)]
     said = ""
-    for _ in range(STARTS + 1):
+    for _ in range(MAX_STARTS + 1):
         with service(amqp_url, queue_name, tmp_path, pool="threads", concurrency=10) as worker:
 
             def is_over(before: str = said, worker: Process = worker) -> bool:
@@ -67,7 +65,7 @@ def test_neighbours_in_the_same_process_are_not_given_up(amqp_url: str, queue_na
 
             wait_until(is_over, "the end of the worker, or of all that was emitted", 40)
         said += worker.log()
-    assert starts(file) == STARTS
+    assert starts(file) == MAX_STARTS
     assert f"{poison.id} gave up because of WorkerLost" in said
     assert said.count("gave up") == 1
     assert [emission.id for emission in good if f"{emission.id} tea" not in said] == []

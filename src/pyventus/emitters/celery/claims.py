@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pyventus.emission import now
+from pyventus.emitters.celery.patience import insist
 from pyventus.errors import LeaseLost, WorkerLost, describe_error
 from pyventus.ledger.base import Claim, Key, Ledger, Row, Settled
 from pyventus.running import Result
@@ -63,7 +64,9 @@ class Owed:
             return json.dumps({"due": self.due.isoformat()})
         texts = {"error": self.error[:MAX_ERROR], "traceback": self.traceback[-MAX_TRACEBACK:]}
         # A note has room for 4,000 characters, and escapes take more than one.
-        return json.dumps({"reason": self.reason, **texts}, ensure_ascii=False)[:4000]
+        note = json.dumps({"reason": self.reason, **texts}, ensure_ascii=False)[:4000]
+        # The text of an error may hold half a character, such as the name of a file that is no UTF-8.
+        return note.encode("utf-8", "replace").decode()
 
     @classmethod
     def read(cls, note: str) -> Owed:
@@ -82,12 +85,14 @@ class Claims:
 
     Attributes:
         owed: what follows from a run of a handler that ended before it was known to be stored.
-        wait: seconds after which to look again at those that run elsewhere; None: none does.
+        elsewhere: those that another process runs.
+        wait: seconds after which to look at them again.
     """
 
     def __init__(self, ledger: Ledger, leases: Leases, queue: str, emission: Emission) -> None:
         self.owed: dict[EventHandler, Owed] = {}
-        self.wait: float | None = None
+        self.elsewhere: list[EventHandler] = []
+        self.wait = 1.0
         self._ledger = ledger
         self._leases = leases
         self._queue = queue
@@ -100,6 +105,7 @@ class Claims:
         Raises:
             Exception: the ledger failed; nothing is claimed.
         """
+        self.elsewhere.clear()
         try:
             for handler in handlers:
                 self._take(handler)
@@ -119,7 +125,8 @@ class Claims:
         elif answer.state == "owed" and answer.turn == turn:
             self.owed[handler] = Owed.read(answer.note)
         elif answer.state == "running" and answer.turn <= turn:
-            self.wait = max(self.wait or 1.0, answer.lease)
+            self.elsewhere.append(handler)
+            self.wait = max(self.wait, answer.lease)
         else:
             self._say_skipped(handler, answer)
 
@@ -166,9 +173,9 @@ class Claims:
         self._settle(result, "dead")
 
     def _settle(self, result: Result, state: Settled, note: str = "") -> Result:
-        handler = result.handler
+        handler, claim = result.handler, self._granted[result.handler]
         try:
-            stands = self._ledger.settle(self._granted[handler], state, note)
+            stands = insist(lambda _: self._ledger.settle(claim, state, note), Exception, but=LeaseLost)
         except LeaseLost as error:
             logger.warning("What handler %s did is not recorded: %s", handler.id, error)
             return replace(result, is_lost=True)

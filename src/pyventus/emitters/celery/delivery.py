@@ -4,10 +4,9 @@ of it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from contextvars import Context, ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from celery.exceptions import SoftTimeLimitExceeded
 
 from pyventus.emitters.celery.claims import Claims, Owed
+from pyventus.emitters.celery.patience import insist, soon
 from pyventus.emitters.celery.publisher import PublishError
-from pyventus.emitters.celery.suspects import MAX_DEATHS, Room, count_start, forget_starts
+from pyventus.emitters.celery.suspects import MAX_DEATHS, Action, Room, count_start, forget_starts, read_starts
 from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost, describe_error
 from pyventus.handlers import EventHandler
 from pyventus.ledger.base import current_claim
@@ -37,10 +37,6 @@ T = TypeVar("T")
 logger = logging.getLogger("pyventus")
 
 EARLY_SECONDS = 1.0
-# One attempt at the broker, and all of them: what has run must not run again because the broker was restarted.
-STORE_SECONDS = 5.0
-PATIENCE_SECONDS = 30.0
-PAUSE_SECONDS = 1.0
 # For clocks that are wrong.
 AGE_TOLERANCE = timedelta(days=1)
 
@@ -77,6 +73,8 @@ class Delivery:
         self._emission = envelope.emission
         self._ids = (request.id, request.root_id or request.id)
         self._is_eager = bool(request.is_eager)
+        #: Ids of the handlers for which it would have to be sent again; None: all.
+        self._left: tuple[str, ...] | None = None
         self._claims = self._new_claims()
         self._is_suspect = self._emission.suspect or bool((request.delivery_info or {}).get("redelivered"))
 
@@ -158,65 +156,89 @@ class Delivery:
 
     def _alone(self, handler: EventHandler) -> Message:
         emission = replace(self._emission, handlers=(handler.id,), suspect=self._is_suspect)
-        return self._queue.follow_up(self._envelope, emission, handler)
+        return self._queue.follow_up(self._envelope, emission)
 
     # -- Handlers that run here -----------------------------------------------------------------------------------
 
     def _run(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
-        handlers = [handler for handler in handlers if linker.claim(handler, self._emission)]
-        if handlers:
-            with self._place():
-                results = self._run_claimed(handlers, self._claims) if self._claims else self._run_counted(handlers)
-            _raise_failures(results)
+        if not handlers:
+            return
+        emission = self._envelope.decode()
+        if self._claims is not None:
+            # Of once handlers the ledger knows, for all processes.
+            results = self._run_claimed(handlers, emission, self._claims)
+        else:
+            claimed = [handler for handler in handlers if linker.claim(handler, emission)]
+            results = self._run_counted(self._jobs(claimed, emission))
+        _raise_failures(results)
 
-    def _place(self) -> AbstractContextManager[None]:
-        return _room.alone() if self._is_suspect else _room.shared()
-
-    def _run_counted(self, handlers: list[EventHandler]) -> list[Result]:
+    def _run_counted(self, jobs: list[Job]) -> list[Result]:
         """Without a ledger the starts of a message that its process may have died of are counted in the broker."""
-        jobs = self._jobs(handlers)
-        deaths = self._ask(count_start(*self._counter)) - 1 if self._is_suspect else 0
-        results = _run_jobs(jobs) if deaths < MAX_DEATHS else _give_up(jobs)
-        self._follow_up(results)
-        if self._is_suspect:
-            self._forget_starts()
+        if not self._is_suspect:
+            with _room.shared():
+                return self._run_jobs(jobs)
+        # Most have only waited in a process that ended: at their first start they run beside others.
+        with _room.alone() if self._count(read_starts) else _room.shared():
+            is_hopeless = self._count(count_start) > 1 + MAX_DEATHS
+            try:
+                results = self._run_jobs([] if is_hopeless else jobs, jobs if is_hopeless else [])
+            except Exception:
+                self._forget_starts()  # This process lives.
+                raise
+        self._forget_starts()
         return results
-
-    @property
-    def _counter(self) -> tuple[str, str]:
-        return self._queue.name, self._envelope.message_id
 
     def _forget_starts(self) -> None:
-        try:
-            self._ask(forget_starts(*self._counter))
-        except Exception as error:
-            logger.info("The crash counter of message %s is left to expire: %r", self._envelope.message_id, error)
+        with contextlib.suppress(PublishError):  # It expires by itself.
+            self._count(forget_starts)
 
-    def _run_claimed(self, handlers: list[EventHandler], claims: Claims) -> list[Result]:
+    def _count(self, what: Callable[[str, str], Action]) -> int:
+        action = what(self._queue.name, self._envelope.message_id)
+        try:
+            return insist(partial(self._queue.publisher.call, action), PublishError)
+        except PublishError:
+            raise
+        except Exception as error:
+            logger.error(
+                "The starts of message %s cannot be counted, and nothing bounds them if its process dies of it: %r",
+                self._envelope.message_id, error,
+            )  # fmt: skip
+            return 0
+
+    def _run_claimed(self, handlers: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         """With a ledger each start of a handler is counted there, before it runs."""
-        claimed = claims.take(handlers)
+        with _room.shared():
+            claimed = claims.take(handlers)
+            if not any(claims.of(handler).deaths > 1 for handler in claimed):
+                return self._run_held(claimed, emission, claims)
+            claims.release()
+        with _room.alone():
+            return self._run_held(claims.take(handlers), emission, claims)
+
+    def _run_held(self, claimed: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         with claims.held():
             try:
-                jobs = self._jobs(claimed)
-            except BaseException:
+                jobs = self._jobs(claimed, emission)
+                hopeful = [job for job in jobs if claims.of(job.handler).deaths <= 1 + MAX_DEATHS]
+                hopeless = [job for job in jobs if claims.of(job.handler).deaths > 1 + MAX_DEATHS]
+                results = self._run_jobs(hopeful, hopeless)
+            except Exception:
+                # Of what is not settled. This process lives, so it is no death.
                 claims.release()
                 raise
-            # Of the first death it is not known that it was this handler's.
-            hopeless = [job for job in jobs if claims.of(job.handler).deaths > MAX_DEATHS]
-            results = [
-                *_run_jobs([job for job in jobs if claims.of(job.handler).deaths <= MAX_DEATHS]),
-                *_give_up(hopeless),
-            ]
-            self._follow_up(results)
-        for handler, owed in claims.owed.items():
-            self._settle(handler, owed)
-        if claims.wait is not None:
-            wait = claims.wait
-            _insist(lambda _: self.again(wait))
+        if claims.elsewhere:
+            insist(lambda _: self.again(claims.wait), PublishError)
+            self._left = ()
         return results
 
-    def _jobs(self, handlers: list[EventHandler]) -> list[Job]:
-        queue, emission = self._queue, self._envelope.decode() if handlers else self._emission
+    def _run_jobs(self, jobs: list[Job], hopeless: Sequence[Job] = ()) -> list[Result]:
+        results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
+        results += [run_in_thread(replace(job, retry=None), _lost()) for job in hopeless]
+        self._follow_up(results)
+        return results
+
+    def _jobs(self, handlers: list[EventHandler], emission: Emission) -> list[Job]:
+        queue = self._queue
         context = handler_context(emission, queue.lifespan.state())
         context.run(current_ids.set, self._ids)
         return [self._job(handler, emission, context) for handler in handlers]
@@ -231,17 +253,26 @@ class Delivery:
 
     def _run_eagerly(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
         claimed = [handler for handler in handlers if linker.claim(handler, self._emission)]
-        _raise_failures(run_until_final(self._jobs(claimed)))
+        _raise_failures(run_until_final(self._jobs(claimed, self._envelope.decode())))
 
     # -- What follows ---------------------------------------------------------------------------------------------
 
     def _follow_up(self, results: list[Result]) -> None:
-        """Have stored what is to run again, and what will not, before the message is acknowledged."""
-        for result in results:
-            if result.error is not None and not result.is_lost:
-                self._settle(result.handler, Owed.of(result))
-                if result.again is None and self._claims is not None:
-                    self._claims.record_dead(result)
+        """Have stored what is to run again, and what will not, before the message is acknowledged.
+
+        Should that fail, those that are through with it are not to run again because of it.
+        """
+        owed = {} if self._claims is None else dict(self._claims.owed)
+        elsewhere = [] if self._claims is None else [handler.id for handler in self._claims.elsewhere]
+        failed = {each.handler: each for each in results if each.error is not None and not each.is_lost}
+        owed |= {handler: Owed.of(result) for handler, result in failed.items()}
+        while owed:
+            self._left = (*(handler.id for handler in owed), *elsewhere)
+            handler = next(iter(owed))
+            self._settle(handler, owed.pop(handler))
+            if self._claims is not None and handler in failed and failed[handler].again is None:
+                self._claims.record_dead(failed[handler])
+        self._left = tuple(elsewhere)
 
     def _settle(self, handler: EventHandler, owed: Owed) -> None:
         if owed.due is not None:
@@ -253,17 +284,17 @@ class Delivery:
         emission = replace(
             self._emission, attempt=self._emission.attempt + 1, handlers=(handler.id,), suspect=False, due=due
         )
-        return self._queue.follow_up(self._envelope, emission, handler)
+        return self._queue.follow_up(self._envelope, emission)
 
     def keep(self, reason: Reason, error: BaseException | str, *handlers: str, traceback: str = "") -> None:
         """Have a dead letter stored, for a replay of ``handlers``, or else of all that the emission is for."""
         if not self._is_eager:
             keep = self._queue.dead_letters.keep
             options: dict[str, Any] = {"handlers": handlers, "error": error, "traceback": traceback}
-            _insist(lambda _: keep(self._envelope, reason, **options), Exception)
+            insist(lambda _: keep(self._envelope, reason, **options), Exception)
 
     def again(self, delay: float, *, was_started: bool = True) -> None:
-        """Have a copy of the message stored for later.
+        """Have a copy of the message stored for later, for the handlers that are not through with it.
 
         Args:
             delay: seconds.
@@ -272,12 +303,16 @@ class Delivery:
         Raises:
             Exception: it may not have been stored.
         """
-        emission = replace(self._emission, suspect=self._is_suspect) if was_started else self._emission
-        self._publish(self._queue.message_again(self._envelope, emission, delay), _end())
+        if self._left == ():
+            return
+        emission = self._emission if self._left is None else replace(self._emission, handlers=self._left)
+        if was_started:
+            emission = replace(emission, suspect=self._is_suspect)
+        self._publish(self._queue.message_again(self._envelope, emission, delay), soon())
 
     def _store(self, *messages: Message) -> None:
         for message in messages:
-            _insist(partial(self._publish, message))
+            insist(partial(self._publish, message), PublishError)
 
     def _publish(self, message: Message, end: float) -> None:
         publishing = self._queue.publisher.start(message)
@@ -285,37 +320,13 @@ class Delivery:
         if publishing.error is not None:
             raise publishing.error
 
-    def _ask(self, action: Callable[[Any, str], T]) -> T:
-        return _insist(partial(self._queue.publisher.call, action))
 
-
-def _end() -> float:
-    return time.monotonic() + STORE_SECONDS
-
-
-def _insist(attempt: Callable[[float], T], errors: type[Exception] = PublishError) -> T:
-    """Try until it succeeds, for half a minute; ``attempt`` is called with the end of its time."""
-    last = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return attempt(_end())
-        except errors as error:
-            if time.monotonic() >= last:
-                raise
-            logger.warning("What follows from an emission was not stored, and is tried again: %s", error)
-            time.sleep(PAUSE_SECONDS)
-
-
-def _run_jobs(jobs: list[Job]) -> list[Result]:
-    return run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
-
-
-def _give_up(jobs: list[Job]) -> list[Result]:
-    lost = WorkerLost(
-        f"the worker process died each of the {MAX_DEATHS} times that it ran alone in one: look for what kills it, "
-        "such as memory, a time limit, sys.exit() or a crash in a C extension"
+def _lost() -> WorkerLost:
+    return WorkerLost(
+        f"it did not end any of the {MAX_DEATHS} times that it ran alone in a process: look for what kills that, such "
+        "as memory, a time limit, sys.exit() or a crash in a C extension; or, on Redis, for a handler that takes "
+        "longer than the visibility timeout"
     )
-    return [run_in_thread(replace(job, retry=None), lost) for job in jobs]
 
 
 def _raise_failures(results: list[Result]) -> None:

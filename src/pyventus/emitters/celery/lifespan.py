@@ -73,7 +73,7 @@ class _Entered:
             async with factory() as state:
                 self.state.set_result(state)
                 await self._end.wait()
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:  # A SystemExit among them, for which nobody else waits.
             if self.state.done():
                 logger.error("The lifespan of a queue ended with an error: %r", error, exc_info=error)
             else:

@@ -25,9 +25,9 @@ from pyventus.emitters.celery.replay import LETTERS_OF, DeadLetters
 from pyventus.emitters.celery.task import EmissionTask
 from pyventus.emitters.celery.worker import PICKLE_CONTENT
 from pyventus.errors import ConfigurationError, InvalidOption
-from pyventus.handlers import EventHandler
 from pyventus.ledger import Ledger, make_ledger
 from pyventus.ledger.leases import Leases
+from pyventus.linkers import find_handler
 from pyventus.retry import Retry, check_retry
 from pyventus.running import Middleware, start_native_thread
 from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
@@ -138,6 +138,11 @@ class Queue:
         return f"pyventus.{self.name}"
 
     @property
+    def max_text(self) -> int:
+        """Bytes that a message may have whose head was written anew."""
+        return self.max_size + HEAD_GROWTH
+
+    @property
     def is_worker(self) -> bool:
         """Whether this process is a worker of its app, or a child of one."""
         return worker.is_worker(self.app)
@@ -205,45 +210,31 @@ class Queue:
         """
         message_id = emission.id if is_first and emission.attempt == 1 else self._derived_id(emission)
         options = {} if emission.due is None else {"eta": emission.due}
-        return self._message(
-            message_id, self.seal(emission, message_id), emission.event, emission.priority, {**options, **self._ids()}
-        )
+        return self._message(message_id, self.seal(emission, message_id), emission, options)
 
-    def follow_up(self, envelope: Envelope, emission: Emission, handler: EventHandler | None) -> Message:
+    def follow_up(self, envelope: Envelope, emission: Emission) -> Message:
         """The message of a further emission, with the arguments of ``envelope`` as they came.
-
-        Args:
-            envelope: what carried the arguments.
-            emission: what to write into the head.
-            handler: the one that it is for, which may have a queue and a priority of its own.
 
         Raises:
             NotSerializable: it is too large.
         """
         message_id = self._derived_id(emission)
         options = {} if emission.due is None else {"eta": emission.due}
-        priority = emission.priority if handler is None or handler.priority is None else handler.priority
-        return self._message(
-            message_id, self.reseal(envelope, emission, message_id), emission.event, priority,
-            {**options, **self._ids()}, None if handler is None else handler.queue,
-        )  # fmt: skip
+        return self._message(message_id, self.reseal(envelope, emission, message_id), emission, options)
 
     def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
         text = self.reseal(envelope, emission, envelope.message_id)
-        options = {"countdown": delay, **self._ids()}
-        return self._message(envelope.message_id, text, emission.event, emission.priority, options)
+        return self._message(envelope.message_id, text, emission, {"countdown": delay})
 
-    def _message(
-        self,
-        message_id: str,
-        text: str,
-        event: str,
-        priority: int | None,
-        options: dict[str, Any],
-        destination: str | None = None,
-    ) -> Message:
-        return Message(self.task_name, destination or self.name, message_id, event, text, priority, options)
+    def _message(self, message_id: str, text: str, emission: Emission, options: dict[str, Any]) -> Message:
+        # What is for one handler goes where that one runs.
+        handler = find_handler(emission)
+        own_queue, priority = (None, None) if handler is None else (handler.queue, handler.priority)
+        return Message(
+            self.task_name, own_queue or self.name, message_id, emission.event, text,
+            emission.priority if priority is None else priority, {**options, **self._ids()},
+        )  # fmt: skip
 
     def _ids(self) -> dict[str, str]:
         """Which task the message comes from: one that runs handlers, or another of the user's."""
@@ -285,7 +276,7 @@ class Queue:
         """
         return envelope.reseal(
             emission, queue=self.name, message_id=message_id, keyring=self.keyring,
-            max_size=self.max_size + HEAD_GROWTH,
+            max_size=self.max_text,
         )  # fmt: skip
 
     def open(self, text: object, message_id: str) -> Envelope:

@@ -16,9 +16,7 @@ from uuid import UUID, uuid5
 from pyventus.dead_letters.base import DeadLetter, DeadLetterStore, Reason
 from pyventus.emission import Emission
 from pyventus.emitters.celery.publisher import Message, PublishError
-from pyventus.errors import PyventusError, Refused, Unhandled, describe_error
-from pyventus.handlers import EventHandler
-from pyventus.linkers import find_linker
+from pyventus.errors import PyventusError, Refused, describe_error
 from pyventus.wire import Envelope, open_envelope
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ def make_letter(
 
 def refused_letter(queue: Queue, message_id: object, text: object, error: Exception | str) -> DeadLetter | None:
     """The letter of a refused message; None if it could never be verified: no text, not ASCII, or too large."""
-    if not isinstance(text, str) or len(text) > queue.max_size or not text.isascii():
+    if not isinstance(text, str) or len(text) > queue.max_text or not text.isascii():
         return None
     shown_id = str(message_id)[:MAX_ID]
     return DeadLetter(
@@ -268,7 +266,7 @@ class DeadLetters:
         queue, envelope = self._queue, self.open(letter)
         if letter.reason != "refused":
             emission = _anew(envelope.emission)
-            return queue.follow_up(envelope, emission, _handler_of(emission))
+            return queue.follow_up(envelope, emission)
         emission = envelope.emission
         options = {} if emission.due is None else {"eta": emission.due}
         return Message(
@@ -288,15 +286,6 @@ class DeadLetters:
 
 def _anew(emission: Emission) -> Emission:
     return replace(emission, replay=emission.replay + 1, attempt=1, suspect=False, due=datetime.now(UTC), expires=None)
-
-
-def _handler_of(emission: Emission) -> EventHandler | None:
-    """The one handler that an emission is for, if this process has it; it may have a queue of its own."""
-    try:
-        handlers = find_linker(emission.linker).find_handlers(emission)
-    except Unhandled:
-        return None
-    return handlers[0] if len(emission.handlers) == 1 else None
 
 
 def _check_shown(letter: DeadLetter, emission: Emission) -> None:

@@ -1,4 +1,5 @@
-"""Emissions that a worker process died with: each runs alone in its process, and its starts are counted in the broker.
+"""Emissions that a worker process died with: their starts are counted in the broker, and from the second on each runs
+alone in its process.
 
 What a dead process had fetched comes back together, and dies together if it runs together; one message that kills its
 worker would convict its neighbours. A counter of the broker's own cannot be kept in the message, because a message that
@@ -12,11 +13,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import NotFound
+
 if TYPE_CHECKING:
     from redis import Redis
 
 #: How often an emission that runs alone may take its process with it.
 MAX_DEATHS = 3
+#: Starts of what always does: the first, one more beside others, and those alone.
+MAX_STARTS = 2 + MAX_DEATHS
 COUNTER_SECONDS = 7 * 24 * 3600
 
 Action = Callable[[Any, str], int]
@@ -33,28 +38,30 @@ class Room:
     @contextmanager
     def shared(self) -> Generator[None]:
         """Run beside others; not while one runs alone, or waits for it."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone)
-            self._inside += 1
-        try:
+        entered = 0
+        try:  # Celery's soft time limit may strike anywhere.
+            with self._changed:
+                self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone)
+                self._inside, entered = self._inside + 1, 1
             yield
         finally:
-            self._leave(by=1)
+            self._leave(by=entered)
 
     @contextmanager
     def alone(self) -> Generator[None]:
         """Run when nothing else does, and let nothing else start meanwhile."""
-        with self._changed:
-            self._waiting_alone += 1
-            try:
-                self._changed.wait_for(lambda: self._inside == 0)
-                self._inside = -1
-            finally:
-                self._waiting_alone -= 1
+        entered = 0
         try:
+            with self._changed:
+                self._waiting_alone += 1
+                try:
+                    self._changed.wait_for(lambda: self._inside == 0)
+                    self._inside = entered = -1
+                finally:
+                    self._waiting_alone -= 1
             yield
         finally:
-            self._leave(by=-1)
+            self._leave(by=entered)
 
     def _leave(self, by: int) -> None:
         with self._changed:
@@ -73,6 +80,18 @@ def count_start(queue: str, message_id: str) -> Action:
         return 1  # Of other transports none outlives the process, or tells what it has delivered before.
 
     return count
+
+
+def read_starts(queue: str, message_id: str) -> Action:
+    """How many starts of a message were counted."""
+
+    def read(channel: Any, driver: str) -> int:
+        name = _name(queue, message_id)
+        if driver == "redis":
+            return int(_redis(channel).get(_key(channel, name)) or 0)
+        return _read_in_rabbitmq(channel, name) if driver == "amqp" else 0
+
+    return read
 
 
 def forget_starts(queue: str, message_id: str) -> Action:
@@ -121,3 +140,11 @@ def _count_in_rabbitmq(channel: Any, name: str) -> int:
         message = own.prepare_message(b"", content_encoding="binary", properties={"delivery_mode": 2})
         own.basic_publish(message, exchange="", routing_key=name, mandatory=True)
         return int(own.queue_declare(name, passive=True).message_count)
+
+
+def _read_in_rabbitmq(channel: Any, name: str) -> int:
+    try:
+        with channel.connection.channel() as own:
+            return int(own.queue_declare(name, passive=True).message_count)
+    except NotFound:
+        return 0

@@ -93,6 +93,11 @@ class EmissionTask(Task):
             self._send_again(delivery, partial(delivery.again, early.seconds, was_started=False))
         except Exception as error:
             self._send_back(delivery, error)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            # Celery would acknowledge it. It comes back as one that its process may have died of.
+            raise Reject(error, requeue=True) from None
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
