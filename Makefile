@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format test-all constraints clean
+.PHONY: help demo test lint mutants format test-all constraints clean
 
 # The first of these that is Python 3.11 or newer. Another one: make PYTHON=python3.13 ...
 PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -29,6 +29,9 @@ lint: .venv/.dev ## check style, types, and which part imports which
 	$(PY) -m mypy --no-error-summary
 	@$(PY) scripts/check_public_types.py
 	.venv/bin/lint-imports --no-logo
+
+mutants: .venv/.dev ## break the source on purpose, in a copy, and see the tests fail; ARGS="part of a name"
+	@$(PY) scripts/mutants.py $(ARGS)
 
 format: .venv/.dev ## let ruff mend and format the code
 	$(PY) -m ruff check --quiet --fix .
