@@ -1,0 +1,217 @@
+"""Breaks the source in one exact way at a time, in a copy, and runs the test that has to notice.
+
+A test that has never failed shows nothing. Exit status 0 only if every test named here passes as it is, and fails
+against each of its mutants. Arguments: names, or parts of names, of the mutants to run; all by default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("src", "tests", "scripts", "examples", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "Makefile")
+# A worker waits most of its time.
+SIDE_BY_SIDE = 2
+# Of pytest: tests were run, and some failed.
+FAILED = 1
+
+CELERY = "src/pyventus/emitters/celery"
+WIRE = "src/pyventus/wire"
+LOSSES = "tests/functional/test_worker_losses.py"
+SUSPECTS = "tests/functional/test_suspects.py"
+LEDGER = "tests/functional/test_ledger_worker.py"
+MESSAGES = "tests/functional/test_worker_messages.py"
+LOAD = "tests/chaos/test_load.py"
+POISON = "tests/chaos/test_poison.py"
+LATER = '__import__("threading").Timer(2.0, '
+
+
+class Mutant(NamedTuple):
+    """One change of one file, and the test that has to fail then."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS: dict[str, Mutant] = {
+    "acknowledge early": Mutant(
+        f"{CELERY}/task.py", '"acks_late": True', '"acks_late": False',
+        f"{LOAD}::test_nothing_is_lost_on_rabbitmq",
+    ),
+    "acknowledge what died with its child": Mutant(
+        f"{CELERY}/task.py", '"reject_on_worker_lost": True', '"reject_on_worker_lost": False',
+        f"{LOSSES}::test_killed_child_has_its_message_delivered_again",
+    ),
+    "acknowledge what a cold shutdown ended": Mutant(
+        f"{CELERY}/request.py", "        if self._goes_back:\n", "        if False:\n",
+        "tests/functional/test_shutdown.py::test_cold_shutdown_ends_what_runs_and_sends_it_back",
+    ),
+    "verify no signature": Mutant(
+        f"{WIRE}/keyring.py", "        return any(\n", "        return True or any(\n",
+        f"{MESSAGES}::test_a_text_with_a_flipped_bit",
+    ),
+    "compare no queue": Mutant(
+        f"{WIRE}/envelope.py", "    if signed_queue != queue:\n", "    if False:\n",
+        f"{MESSAGES}::test_an_envelope_of_another_queue",
+    ),
+    "compare no message id": Mutant(
+        f"{WIRE}/envelope.py", "    if signed_id != message_id:\n", "    if False:\n",
+        f"{MESSAGES}::test_an_envelope_under_another_task_id",
+    ),
+    "claim nothing in the ledger": Mutant(
+        f"{CELERY}/delivery.py", "self._run_claimed(handlers) if self._claims", "self._run_claimed(handlers) if False",
+        f"{LEDGER}::test_what_has_run_is_skipped",
+    ),
+    "settle before running": Mutant(
+        f"{CELERY}/delivery.py",
+        "        with claims.held():\n",
+        "        for each in claimed:\n"
+        '            claims._ledger.settle(claims.of(each), "done")\n'
+        "        with claims.held():\n",
+        f"{LEDGER}::test_what_died_with_its_worker_is_run_again",
+    ),
+    "settle only what failed": Mutant(
+        f"{CELERY}/claims.py", '            return self._settle(result, "done")\n', "            return result\n",
+        f"{LEDGER}::test_what_has_run_is_skipped",
+    ),
+    "count no deaths in the ledger": Mutant(
+        f"{CELERY}/delivery.py", "if claims.of(handler).deaths > MAX_DEATHS", "if False",
+        f"{LEDGER}::test_a_poisonous_handler_is_given_up",
+    ),
+    "confirm no follow-up": Mutant(
+        f"{CELERY}/delivery.py",
+        "        publishing.wait(end)\n        if publishing.error is not None:\n            raise publishing.error\n",
+        "",
+        "tests/functional/test_retries.py::test_a_follow_up_waits_for_a_broker_that_comes_back",
+    ),
+    "count no deaths": Mutant(
+        f"{CELERY}/delivery.py", "self._ask(count_start(*self._counter)) - 1 if self._is_suspect else 0", "0",
+        f"{SUSPECTS}::test_a_poisonous_handler_is_given_up",
+    ),
+    "leave the counter of deaths": Mutant(
+        f"{CELERY}/delivery.py", "            self._forget_starts()\n", "            pass\n",
+        f"{POISON}::test_prefork",
+    ),
+    "run suspects beside others": Mutant(
+        f"{CELERY}/delivery.py", "_room.alone() if self._is_suspect else _room.shared()", "_room.shared()",
+        f"{SUSPECTS}::test_neighbours_in_the_same_process_are_not_given_up",
+    ),
+    "run suspects of one emission together": Mutant(
+        f"{CELERY}/delivery.py", "        if self._is_suspect and len(here) > 1:\n", "        if False:\n",
+        f"{SUSPECTS}::test_a_neighbour_in_the_same_emission_is_not_given_up",
+    ),
+    "keep a dead letter after acknowledging": Mutant(
+        f"{CELERY}/delivery.py",
+        "self.keep(owed.reason, owed.error, handler.id, traceback=owed.traceback)",
+        f"{LATER}lambda: self.keep(owed.reason, owed.error, handler.id)).start()",
+        f"{POISON}::test_what_follows_is_stored_before_the_acknowledgement",
+    ),
+    "publish a retry after acknowledging": Mutant(
+        f"{CELERY}/delivery.py",
+        "self._store(self._retry(handler, owed.due))",
+        f"{LATER}self._store, [self._retry(handler, owed.due)]).start()",
+        f"{POISON}::test_what_follows_is_stored_before_the_acknowledgement",
+    ),
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """How a test ended against one mutant."""
+
+    name: str
+    test: str
+    result: str
+    seconds: float
+
+    @property
+    def is_good(self) -> bool:
+        return self.result == "killed"
+
+
+def all_mutants() -> dict[str, Mutant]:
+    """Those above, and those that ``tests/chaos/mutants.py`` adds."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        module = importlib.import_module("tests.chaos.mutants")
+    except ModuleNotFoundError:
+        return MUTANTS
+    others: Mapping[str, tuple[str, str, str, str]] = getattr(module, "MUTANTS", {})
+    return MUTANTS | {name: Mutant(*each) for name, each in others.items()}
+
+
+@contextmanager
+def copy_of_the_repository() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pyventus-mutant-") as name:
+        for each in COPIED:
+            source, target = ROOT / each, Path(name) / each
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        yield Path(name)
+
+
+def pytest_in(folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--color=no", *tests]
+    # Before the package that is installed, in the processes that the tests start too.
+    env = {**os.environ, "PYTHONPATH": str(folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def run(name: str, mutant: Mutant) -> Run:
+    began = time.monotonic()
+    with copy_of_the_repository() as folder:
+        file = folder / mutant.file
+        text = file.read_text()
+        if text.count(mutant.old) != 1:
+            result = f"STALE: the text stands {text.count(mutant.old)} times in {mutant.file}"
+        else:
+            file.write_text(text.replace(mutant.old, mutant.new))
+            result = verdict(pytest_in(folder, mutant.test))
+    done = Run(name, mutant.test, result, time.monotonic() - began)
+    print(f"{done.result}: {name} ({done.seconds:.0f} s)", flush=True)
+    return done
+
+
+def verdict(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode == FAILED:
+        return "killed"
+    last = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1].strip("= ")
+    return f"SURVIVED: {last}" if done.returncode == 0 else f"NOT RUN: {last}"
+
+
+def passes_as_it_is(tests: list[str]) -> bool:
+    """Whether the tests pass without a mutant; one that fails anyway kills nothing."""
+    with copy_of_the_repository() as folder:
+        done = pytest_in(folder, *tests)
+    print(done.stdout if done.returncode else f"without mutants: {done.stdout.strip().splitlines()[-1]}", flush=True)
+    return done.returncode == 0
+
+
+def main(parts: list[str]) -> int:
+    chosen = {name: each for name, each in all_mutants().items() if not parts or any(part in name for part in parts)}
+    if not chosen or not passes_as_it_is(sorted({each.test for each in chosen.values()})):
+        return 1
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        runs = list(pool.map(run, chosen, chosen.values()))
+    print(f"\n{'mutant':<40} {'seconds':>7}  result")
+    for each in runs:
+        print(f"{each.name:<40} {each.seconds:>7.0f}  {each.result} by {each.test}")
+    return 0 if all(each.is_good for each in runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
