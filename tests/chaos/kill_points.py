@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import redis
 
+from pyventus import Emission
 from pyventus.emitters.celery import CeleryEventEmitter
 from tests import workers
 from tests.brokers import RabbitMQ
@@ -77,6 +78,8 @@ class Lane:
         ledger_url: of a ledger in Redis.
         pool: of the worker.
         concurrency: of the worker.
+        lease: of the ledger, in seconds.
+        clock: seconds by which that of the worker is ahead.
         who: is killed: the process that is at the point, or the main process of its worker.
         points: the point of each emission.
     """
@@ -88,6 +91,8 @@ class Lane:
     pool: str = "threads"
     concurrency: int = 250
     who: Literal["process", "main"] = "process"
+    lease: float = 1.0
+    clock: float = 0.0
     name: str = field(default_factory=lambda: f"pyventus-kills-{uuid4().hex[:12]}")
     points: dict[str, str] = field(default_factory=dict)
 
@@ -117,26 +122,32 @@ class Lane:
                 self._emit(point, event, of=1)
 
     def _emit(self, point: str, event: str, of: int, *, suspect: bool = False) -> None:
-        id = f"{point}.{of}.{self.who}.{uuid4().hex[:12]}"
-        emission = self.emitter.with_options(id=id).prepare(event)
-        self.oracle.expect(id, HANDLERS[event])
-        self.points[id] = point
+        emission = self.prepare(event, f"{point}.{of}.{self.who}")
+        self.points[emission.id] = point
         self.emitter.send(replace(emission, suspect=suspect))
+
+    def prepare(self, event: str, prefix: str = "nowhere", **options: Any) -> Emission:
+        """An emission whose handlers are to have their effects."""
+        emission = self.emitter.with_options(id=f"{prefix}.{uuid4().hex[:12]}", **options).prepare(event)
+        self.oracle.expect(emission.id, HANDLERS[event])
+        return emission
 
     # -- The worker ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[Process]:
+    def worker(self, *options: str) -> Iterator[Process]:
         """One that is started again whenever it is killed; it ends warmly with the block."""
         command = [
             sys.executable, "-m", "tests.chaos.apps.supervisor", "kills", "-P", self.pool, "-c", str(self.concurrency),
-            "-l", "INFO", "-Q", f"{self.name},{self.name}-other", *workers.QUICK_START,
+            "-l", "INFO", "-Q", f"{self.name},{self.name}-other", *workers.QUICK_START, *options,
         ]  # fmt: skip
         env = {
             "TEST_BROKER": self.url,
             "TEST_QUEUE": self.name,
             "TEST_FOLDER": str(self.folder),
             "TEST_LEDGER": self.ledger_url,
+            "TEST_LEASE": str(self.lease),
+            "TEST_CLOCK": str(self.clock),
             "C_FORCE_ROOT": "1",
         }
         with workers.run(command, cwd=ROOT, log=self.folder / f"log-{uuid4().hex[:6]}", env=env) as process:
