@@ -12,6 +12,8 @@ import signal
 import sys
 from types import FrameType, ModuleType
 
+from tests.chaos.apps import clocks
+
 worker = 0
 is_ending = False
 
@@ -36,6 +38,7 @@ def start(module: ModuleType, arguments: list[str]) -> int:
 
 def main() -> int:
     global worker
+    clocks.shift(float(os.environ.get("TEST_CLOCK", "0")))
     module = importlib.import_module(f"tests.chaos.apps.{sys.argv[1]}")
     for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, forward)
