@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import sys
 from collections import defaultdict
@@ -62,6 +63,7 @@ HANDLERS = {
     "Forwarded": ("steady", "elsewhere"),
     "Doomed": ("steady", "doomed"),
     "Shared": ("steady", "shared"),
+    "Slow": ("slow", "slow-too"),
 }
 
 LedgerKind = Literal["none", "redis", "sqlite"]
@@ -80,6 +82,7 @@ class Lane:
         concurrency: of the worker.
         lease: of the ledger, in seconds.
         clock: seconds by which that of the worker is ahead.
+        settings: of the app.
         who: is killed: the process that is at the point, or the main process of its worker.
         points: the point of each emission.
     """
@@ -93,6 +96,7 @@ class Lane:
     who: Literal["process", "main"] = "process"
     lease: float = 1.0
     clock: float = 0.0
+    settings: dict[str, Any] = field(default_factory=dict)
     name: str = field(default_factory=lambda: f"pyventus-kills-{uuid4().hex[:12]}")
     points: dict[str, str] = field(default_factory=dict)
 
@@ -137,8 +141,20 @@ class Lane:
     @contextlib.contextmanager
     def worker(self, *options: str) -> Iterator[Process]:
         """One that is started again whenever it is killed; it ends warmly with the block."""
+        with self._run(["tests.chaos.apps.supervisor", "kills"], *options) as process:
+            yield process
+            process.stop()
+
+    @contextlib.contextmanager
+    def plain_worker(self, *options: str) -> Iterator[Process]:
+        """One that is what its users start; nothing of it is left when the block ends."""
+        with self._run(["celery", "-A", "tests.chaos.apps.kills", "worker"], *options) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def _run(self, module: list[str], *options: str) -> Iterator[Process]:
         command = [
-            sys.executable, "-m", "tests.chaos.apps.supervisor", "kills", "-P", self.pool, "-c", str(self.concurrency),
+            sys.executable, "-m", *module, "-P", self.pool, "-c", str(self.concurrency),
             "-l", "INFO", "-Q", f"{self.name},{self.name}-other", *workers.QUICK_START, *options,
         ]  # fmt: skip
         env = {
@@ -148,12 +164,12 @@ class Lane:
             "TEST_LEDGER": self.ledger_url,
             "TEST_LEASE": str(self.lease),
             "TEST_CLOCK": str(self.clock),
+            "TEST_SETTINGS": json.dumps(self.settings),
             "C_FORCE_ROOT": "1",
         }
         with workers.run(command, cwd=ROOT, log=self.folder / f"log-{uuid4().hex[:6]}", env=env) as process:
             process.wait_for(" ready.")
             yield process
-            process.stop()
 
     def wait_for_all(self, process: Process, timeout: float = WAIT_SECONDS) -> None:
         """Wait until all that was emitted was killed at its point, has had its effects and was acknowledged."""

@@ -6,10 +6,13 @@ is the process that is there, or the main process of its worker. The calls are w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,10 +35,12 @@ FILE = FOLDER / "happened"
 LEDGER_URL = os.environ.get("TEST_LEDGER", "")
 # Not the half a minute for which a live worker may be silent.
 LEASE = float(os.environ.get("TEST_LEASE", "1"))
+SLOW_SECONDS = 0.2
 
 app = Celery("kills", broker=os.environ["TEST_BROKER"])
 app.conf.task_default_queue = os.environ["TEST_QUEUE"]
 app.conf.worker_enable_remote_control = False
+app.conf.update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
 if os.environ["TEST_BROKER"].startswith("redis"):
     # Of what a dead worker had, `begin` sees to; what a living one has is never delivered twice. A connection for
     # each of many threads that acknowledge at once.
@@ -193,6 +198,18 @@ async def steady() -> None:
 @EventLinker.on("Order", name="plain")
 def plain() -> None:
     have_effect("plain")
+
+
+@EventLinker.on("Slow", name="slow")
+async def slow() -> None:
+    await asyncio.sleep(SLOW_SECONDS)
+    have_effect("slow")
+
+
+@EventLinker.on("Slow", name="slow-too")
+def slow_too() -> None:
+    time.sleep(SLOW_SECONDS)
+    have_effect("slow-too")
 
 
 @EventLinker.on("Retried", name="flaky", retry=Retry(max_attempts=2, delay=0.05, jitter=0))
