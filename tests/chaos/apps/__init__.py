@@ -1,0 +1,1 @@
+"""Apps whose workers break down at an exact moment."""
