@@ -15,7 +15,7 @@ import redis
 from amqp.exceptions import NotFound
 
 from pyventus.emission import Emission
-from pyventus.emitters.celery.suspects import MAX_DEATHS
+from pyventus.emitters.celery.suspects import MAX_DEATHS, MAX_STARTS
 from tests.brokers import RabbitMQ, Valkey
 from tests.chaos import IS_LONG, notes, times
 from tests.chaos.load import PREFORK, QUICK_RESTORES, THREADS, Crew, crew, seed, wait_while, waiting
@@ -38,10 +38,10 @@ class End:
 
 
 FAILS = End(range(ATTEMPTS, ATTEMPTS + 1), "failed")
-KILLS = End(range(1 + MAX_DEATHS, 2 + MAX_DEATHS), "lost")
+KILLS = End(range(MAX_STARTS, MAX_STARTS + 1), "lost")
 # Started beside another one that killed the process, or only fetched, and then suspected for nothing.
 FAILS_AMONG_DYING = End(range(ATTEMPTS, 1000), "failed")
-KILLS_AMONG_DYING = End(range(MAX_DEATHS, 2 + MAX_DEATHS), "lost")
+KILLS_AMONG_DYING = End(range(MAX_DEATHS, MAX_STARTS + 1), "lost")
 SECONDS = times(50, 900)
 
 LONG = pytest.mark.skipif(not IS_LONG, reason="takes minutes: make chaos")

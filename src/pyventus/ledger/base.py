@@ -86,10 +86,10 @@ class Ledger(Protocol):
     def claim(self, key: Key, turn: Turn) -> Claim | Row:
         """Claim a handler for one run, before it runs.
 
-        Granted (a `Claim`): there is no row; or a row of an earlier turn that is not running under a valid lease; or a
-        row of the same turn that is running and whose lease has run out (its ``deaths`` are counted).
-        Otherwise the `Row` as it is: done or dead in the same or a later turn, owed in the same turn, any state in a
-        later turn, running under a valid lease.
+        Granted (a `Claim`): there is no row; or a row of an earlier turn that is neither done nor running under a valid
+        lease; or a row of the same turn that is running and whose lease has run out (its ``deaths`` are counted).
+        Otherwise the `Row` as it is: done in any turn, dead in the same or a later turn, owed in the same turn, any
+        state in a later turn, running under a valid lease.
         """
 
     def renew(self, claims: list[Claim]) -> list[Claim]:

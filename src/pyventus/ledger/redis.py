@@ -38,7 +38,7 @@ local replay, attempt = tonumber(ARGV[1]), tonumber(ARGV[2])
 local left = state == 'running' and math.max(0, was[7] - now) or 0
 local is_earlier = turn[1] < replay or (turn[1] == replay and turn[2] < attempt)
 local is_dead = state == 'running' and left == 0 and turn[1] == replay and turn[2] == attempt
-if state ~= 'free' and (left > 0 or not (is_earlier or is_dead)) then
+if state ~= 'free' and (state == 'done' or left > 0 or not (is_earlier or is_dead)) then
     return {0, state, turn[1], turn[2], left, note}
 end
 local token = math.max(now, (was[4] or 0) + 1)

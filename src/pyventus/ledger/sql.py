@@ -68,7 +68,7 @@ ON CONFLICT (queue, emission, handler) DO UPDATE SET
     was_note = kept.note
 WHERE kept.state = 'free'
     OR (
-        (kept.state <> 'running' OR kept.lease_end <= {now})
+        kept.state <> 'done' AND (kept.state <> 'running' OR kept.lease_end <= {now})
         AND (kept.replay, kept.attempt) < (excluded.replay, excluded.attempt)
     )
     OR (
