@@ -137,7 +137,7 @@ def fork(place: Place, emission: str) -> list[int]:
                 keys = [f"{emission}-{child}-{number}" for number in range(20)]
                 ok = all(threads.map(lambda key: _claim_and_settle(ledger, key, (0, 1)), keys))
             os._exit(0 if ok else 1)
-    ok = all(_claim_and_settle(ledger, f"{emission}-{number}", (0, 2)) for number in range(20))
+    ok = all(_claim_and_settle(ledger, f"{emission}-again-{number}", (0, 1)) for number in range(20))
     return [0 if ok else 1, *(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import pytest
 
 from pyventus.dead_letters.base import DeadLetter
 from pyventus.emitters.celery import CeleryEventEmitter
-from tests.brokers import FreezableProxy, RabbitMQ, Valkey
+from tests.brokers import FreezableProxy, RabbitMQ, Valkey, refused_port
 from tests.functional.apps.support import new_emitter, new_queue, service, wait_until
 from tests.workers import Process
 
@@ -106,6 +107,29 @@ def test_a_replay_runs_what_failed_and_nothing_else(place: Place, tmp_path: Path
     again = letter_of(emitter, emission.id)
     assert (again.replay, again.attempt) == (1, 3)
     assert again.id != letter.id
+
+
+def test_what_succeeded_does_not_run_again_because_a_letter_cannot_be_stored(
+    redis_url: str, queue_name: str, tmp_path: Path
+) -> None:
+    """Only what failed is sent again, when its patience is at an end."""
+    with refused_port() as port:
+        options = json.dumps({"dead_letters": f"redis://127.0.0.1:{port}/0"})
+        env = {"TEST_QUEUE_OPTIONS": options, "TEST_PATIENCE": "1"}
+        with service(redis_url, queue_name, tmp_path, env=env) as worker:
+            emission = new_emitter(redis_url, queue_name).emit("Fails", "because")
+            worker.wait_for(f"Handler fails failed on emission {emission.id}", count=2, timeout=40)
+    assert worker.log().count(f"{emission.id} succeeded beside a failure") == 1
+
+
+def test_a_handler_that_ends_cancelled_has_failed(place: Place) -> None:
+    """It is kept, and its worker goes on."""
+    worker, emitter = place
+    emission = emitter.emit("CancelsItself")
+    letter = letter_of(emitter, emission.id)
+    assert letter.handlers == ("cancels itself",)
+    assert "CancelledError" in letter.error
+    worker.wait_for(f"Plain[{emitter.emit('Plain').id}] succeeded")
 
 
 def test_a_message_waits_for_its_dead_letter(redis_url: str, queue_name: str, tmp_path: Path) -> None:

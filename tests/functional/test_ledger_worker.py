@@ -97,6 +97,26 @@ def test_a_poisonous_handler_is_given_up(
     assert (letter.reason, letter.handlers) == ("lost", ("poison",))
 
 
+def test_a_once_handler_that_died_is_run_by_the_worker_that_was_denied(
+    amqp_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path
+) -> None:
+    """It belongs to the first emission, wherever that is run in the end."""
+    emitter, file = new_emitter(amqp_url, queue_name), tmp_path / "go"
+    with (
+        service(amqp_url, queue_name, tmp_path, **ledger) as second,
+        service(amqp_url, queue_name, tmp_path, **ledger) as first,
+    ):
+        owners = [emitter.emit("OnceWaits", str(file)) for _ in range(6)]
+        wait_until(lambda: "the once handler waits" in first.log() + second.log(), "the first run")
+        runs, idles = (first, second) if "the once handler waits" in first.log() else (second, first)
+        wait_until(lambda: "OnceWaits" in idles.log(), "the other worker's share")
+        runs.kill()
+        file.touch()
+        (owner,) = [each for each in owners if f"{each.id} the once handler waits" in runs.log()]
+        idles.wait_for(f"{owner.id} the once handler is done", timeout=40)
+    assert (first.log() + second.log()).count("the once handler is done") == 1
+
+
 def test_once_is_for_all_workers(redis_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path) -> None:
     emitter = new_emitter(redis_url, queue_name)
     with (

@@ -39,11 +39,12 @@ def test_a_dead_letter_is_owed_with_what_happened() -> None:
     assert Owed.read(failure(WorkerLost("x")).note()).reason == "lost"
 
 
-@pytest.mark.parametrize("text", ["x" * 100_000, "\x00" * 100_000, "€" * 100_000, '"\\' * 50_000])
+@pytest.mark.parametrize("text", ["x" * 100_000, "\x00" * 100_000, "€" * 100_000, "\ud800" * 100_000, '"\\' * 50_000])
 def test_a_note_is_never_longer_than_a_ledger_takes(text: str) -> None:
     """Its end is cut before its sense is."""
     note = failure(ValueError(text)).note()
     assert len(note) <= 4000
+    assert note.encode()
     owed = Owed.read(note)
     assert owed.due is None
     assert owed.error

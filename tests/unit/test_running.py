@@ -13,13 +13,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyventus import Emission, EventHandler, HandlerTimeout, PyventusError, current_emission, current_state
+from pyventus.emission import now
 from pyventus.errors import InvalidHandler
+from pyventus.retry import Retry
 from pyventus.running import (
     Middleware,
     Result,
@@ -365,6 +369,38 @@ def test_an_interruption_inside_a_handler_of_this_thread(log: Log) -> None:
     assert [said[0] for said in log.said] == ["here", "failure"]
     (result,) = run_jobs(jobs(interrupted))
     assert isinstance(result.error, Interruption)
+
+
+def test_what_somebody_else_cancels_has_failed(log: Log) -> None:
+    """Such as a handler that cancels all tasks of the loop that it shares; it is not lost."""
+
+    async def cancelled(*_: Any, **__: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    results = run_jobs(jobs(handler(cancelled, "c", failure_callback=log.sync("failure")), handler(log.sync("d"), "d")))
+    assert [type(result.error) for result in results] == [asyncio.CancelledError, type(None)]
+    assert ("failure", results[0].error) in log.said
+
+
+def test_a_generator_exit_is_a_failure(driver: Driver, log: Log) -> None:
+    """And not the end of the way of its handler."""
+    (result,) = driver(jobs(handler(log.sync("here", raises=GeneratorExit()), failure_callback=log.sync("failure"))))
+    assert isinstance(result.error, RuntimeError)
+    assert isinstance(result.error.__cause__, GeneratorExit)
+    assert ("failure", result.error) in log.said
+
+
+def test_what_would_be_retried_after_it_has_expired_has_failed(driver: Driver, log: Log) -> None:
+    """Otherwise nobody would hear of it."""
+    emission = replace(EMISSION, expires=now() + timedelta(seconds=30))
+    patient = handler(log.sync("here", raises=ValueError()), failure_callback=log.sync("failure"))
+    patient.retry = Retry(delay=60, jitter=0)
+    (result,) = driver([job_of(patient, emission, handler_context(emission))])
+    assert result.again is None
+    assert ("failure", result.error) in log.said
 
 
 # -- Timeouts ---------------------------------------------------------------------------------------------------

@@ -275,6 +275,22 @@ def only_once() -> None:
     say("the only one")
 
 
+@EventLinker.once("OnceWaits", name="once waits")
+def once_waits(file: str) -> None:
+    say("the once handler waits")
+    while not Path(file).exists():
+        time.sleep(0.02)
+    say("the once handler is done")
+
+
+@EventLinker.on("CancelsItself", name="cancels itself")
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(60)
+
+
 @EventLinker.on("State", name="state")
 async def state() -> None:
     say("state", current_state(), "process", os.getpid())

@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery, signals
 
 from pyventus import Emission, EventHandler, Retry
-from pyventus.emitters.celery import CeleryEventEmitter
+from pyventus.emitters.celery import CeleryEventEmitter, patience
 from pyventus.ledger import make_ledger
 from tests.functional.apps import handlers
 from tests.functional.apps.support import SECRET
@@ -45,6 +45,7 @@ async def lifespan() -> AsyncIterator[dict[str, Any]]:
     print(f"lifespan left in {os.getpid()}")
 
 
+patience.PATIENCE_SECONDS = float(os.environ.get("TEST_PATIENCE", "30"))
 options: dict[str, Any] = json.loads(os.environ.get("TEST_QUEUE_OPTIONS", "{}"))
 if "retry" in options:
     options["retry"] = Retry(**options["retry"])

@@ -332,7 +332,7 @@ def _is_retried(handler: EventHandler, facts: Facts) -> bool:
 def _check_time_limits(facts: Facts) -> Iterator[Finding]:
     timeouts = {handler.id: handler.timeout for handler in facts.handlers if handler.timeout}
     for setting, consequence in (
-        ("task_time_limit", "the process is killed first, and the message comes back, until it is given up after five starts"),
+        ("task_time_limit", "the process is killed first, and the message comes back until five starts are over"),
         ("task_soft_time_limit", "all handlers of the emission fail with it before this one has had its time"),
     ):
         limit = facts.app.conf[setting]
