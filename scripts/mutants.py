@@ -104,7 +104,11 @@ MUTANTS: dict[str, Mutant] = {
         f"{SUSPECTS}::test_a_poisonous_handler_is_given_up",
     ),
     "leave the counter of deaths": Mutant(
-        f"{CELERY}/delivery.py", "        self._forget_starts()\n        return results", "        return results",
+        f"{CELERY}/delivery.py", "        if not is_hopeless:\n", "        if False:\n",
+        f"{SUSPECTS}::test_a_neighbour_in_the_same_emission_is_not_given_up",
+    ),
+    "count anew what was given up": Mutant(
+        f"{CELERY}/delivery.py", "        if not is_hopeless:\n", "        if True:\n",
         f"{POISON}::test_prefork",
     ),
     "run suspects beside others": Mutant(

@@ -97,13 +97,14 @@ class Meal:
     def missing(self) -> set[tuple[str, int]]:
         return self.emissions.keys() - self.bad() - notes.count(self.file, "effect").keys()
 
-    def counters(self) -> list[str]:
-        """Of the starts of what its process may have died of."""
-        names = [f"{self.queue}.starts.{emission.id}" for emission in self.emissions.values()]
+    def counted(self) -> set[str]:
+        """Ids of messages whose starts are counted, because their process may have died of them."""
+        prefix = f"{self.queue}.starts."
         if self.url.startswith("redis"):
             with redis.Redis.from_url(self.url, decode_responses=True) as client:
-                return [str(name) for name in client.keys("*.starts.*")]
-        return [name for name in names if _exists(RabbitMQ(self.url), name)]
+                return {str(name).removeprefix(prefix) for name in client.keys(f"{prefix}*")}
+        ids = {emission.id for emission in self.emissions.values()}
+        return {each for each in ids if _exists(RabbitMQ(self.url), prefix + each)}
 
     def check(self) -> None:
         assert self.missing() == set(), "good ones did not run"
@@ -114,7 +115,8 @@ class Meal:
         assert reasons == {(each[0], self.emissions[each].id): self.ends[each[0]].reason for each in self.bad()}
         assert len(self.letters.list()) == len(self.bad())
         assert self.is_eaten_up()
-        assert self.counters() == []
+        lost = {each for each in self.bad() if self.ends[each[0]].reason == "lost"}
+        assert self.counted() == {self.emissions[each].id for each in lost}, "those of others are of no use any more"
 
 
 def _exists(rabbitmq: RabbitMQ, queue: str) -> bool:

@@ -185,7 +185,9 @@ class Delivery:
             except Exception:
                 self._forget_starts()  # This process lives.
                 raise
-        self._forget_starts()
+        if not is_hopeless:
+            # What was given up may come back, if its acknowledgement is lost, and is not to be counted anew.
+            self._forget_starts()
         return results
 
     def _forget_starts(self) -> None:
