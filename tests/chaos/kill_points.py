@@ -179,7 +179,8 @@ class Lane:
             wait_until(lambda: not self.oracle.unacknowledged() and not self.waiting(), "an end", timeout)
         except AssertionError as error:
             never = sorted(set(self.points) - self.oracle.killed())
-            error.add_note(f"lost: {sorted(self._missing())}\nnever at its point: {never}\n{process.log()[-5000:]}")
+            lost = sorted(self.oracle.missing() - set(self.elsewhere()))
+            error.add_note(f"lost: {lost}\nnever at its point: {never}\n{process.log()[-5000:]}")
             raise
 
     def _missing(self) -> set[Pair]:

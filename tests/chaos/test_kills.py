@@ -79,9 +79,10 @@ def kill_in_transactions(lane: Lane, process: Process) -> None:
 
 @pytest.fixture(scope="module")
 def lanes(
-    valkey: Valkey, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, valkey: Valkey, rabbitmq: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Lane]]]:
-    """They wait most of their time, for leases among others."""
+    """Those that are asked for, side by side: they wait most of their time, for leases among others."""
+    asked = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("lanes")
     made = {}
     for number, (broker, ledger) in enumerate(LANES):
@@ -91,7 +92,7 @@ def lanes(
         name = f"{broker}-{ledger}"
         made[name] = Lane(url, folder / name, ledger, database if ledger == "redis" else "")
     with ThreadPoolExecutor(LANES_AT_ONCE) as executor:
-        yield {name: executor.submit(run, lane) for name, lane in made.items()}
+        yield {name: executor.submit(run, lane) for name, lane in made.items() if name in asked}
     for lane in made.values():
         if lane.url == rabbitmq.url:
             lane.clean(rabbitmq)

@@ -18,6 +18,7 @@ from tests.functional.apps.support import wait_until
 EMISSIONS = times(6, 60)
 CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 4}
 END_SECONDS = times(30, 60)
+LOAD_SECONDS = times(60, 600)
 
 SOFT = {"worker_soft_shutdown_timeout": 1.0, "worker_enable_soft_shutdown_on_idle": True}
 #: Signal and settings of each way to end a worker.
@@ -70,7 +71,7 @@ def test_a_worker_that_is_ended(
     before = effects(lane)
     lane.pool, lane.concurrency = "threads", 10
     with lane.worker():
-        wait_until(is_over(lane), "an end", END_SECONDS * 10)
+        wait_until(is_over(lane), "an end", LOAD_SECONDS)
     counts = lane.oracle.counts(lane.oracle.expected)
     print(f"{broker} {pool} {way}: {before} effects before the end, {counts}")
     assert (counts.lost, counts.unexpected) == (0, 0)
@@ -89,7 +90,7 @@ def test_children_that_are_replaced(
     lane = lane_of(broker, request, tmp_path, pool="prefork", concurrency=2)
     with lane.plain_worker(*options) as process:
         load(lane)
-        wait_until(is_over(lane), "an end", END_SECONDS * 10)
+        wait_until(is_over(lane), "an end", LOAD_SECONDS)
         process.stop()
     counts = lane.oracle.counts(lane.oracle.expected)
     print(f"{broker} {options}: {counts}")
