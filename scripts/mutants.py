@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,13 +148,9 @@ class Run(NamedTuple):
 
 
 def all_mutants() -> dict[str, Mutant]:
-    """Those above, and those that ``tests/chaos/mutants.py`` adds."""
+    """Those above, and those that ``tests/chaos/kill_mutants.py`` adds."""
     sys.path.insert(0, str(ROOT))
-    try:
-        module = importlib.import_module("tests.chaos.mutants")
-    except ModuleNotFoundError:
-        return MUTANTS
-    others: Mapping[str, tuple[str, str, str, str]] = getattr(module, "MUTANTS", {})
+    others = importlib.import_module("tests.chaos.kill_mutants").MUTANTS
     return MUTANTS | {name: Mutant(*each) for name, each in others.items()}
 
 

@@ -62,7 +62,7 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "never settle": (
         f"{CELERY}/claims.py",
-        "stands = self._ledger.settle(self._granted[handler], state, note)",
+        "stands = insist(lambda _: self._ledger.settle(claim, state, note), Exception, but=LeaseLost)",
         "stands = state",
         "tests/chaos/test_duplicates.py::test_each_effect_once[redis-redis-Order]",
     ),
