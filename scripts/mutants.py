@@ -103,7 +103,11 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "leave the counter of deaths": Mutant(
         f"{CELERY}/delivery.py", "            self._forget_starts()\n", "            pass\n",
-        f"{POISON}::test_prefork",
+        f"{SUSPECTS}::test_a_neighbour_in_the_same_emission_is_not_given_up",
+    ),
+    "count anew what was given up": Mutant(
+        f"{CELERY}/delivery.py", "        if self._is_suspect and not hopeless:\n", "        if self._is_suspect:\n",
+        f"{SUSPECTS}::test_a_poisonous_handler_is_given_up",
     ),
     "run suspects beside others": Mutant(
         f"{CELERY}/delivery.py", "_room.alone() if self._is_suspect else _room.shared()", "_room.shared()",

@@ -39,7 +39,7 @@ class End:
 
 FAILS = End(range(ATTEMPTS, ATTEMPTS + 1), "failed")
 KILLS = End(range(1 + MAX_DEATHS, 2 + MAX_DEATHS), "lost")
-# Started beside another one that killed the process, or only fetched, and then suspected for nothing.
+# Where the whole worker dies: started beside another that killed it, or only fetched, and then suspected for nothing.
 FAILS_AMONG_DYING = End(range(ATTEMPTS, 1000), "failed")
 KILLS_AMONG_DYING = End(range(MAX_DEATHS, 2 + MAX_DEATHS), "lost")
 SECONDS = times(50, 900)
@@ -97,13 +97,14 @@ class Meal:
     def missing(self) -> set[tuple[str, int]]:
         return self.emissions.keys() - self.bad() - notes.count(self.file, "effect").keys()
 
-    def counters(self) -> list[str]:
-        """Of the starts of what its process may have died of."""
-        names = [f"{self.queue}.starts.{emission.id}" for emission in self.emissions.values()]
+    def counted(self) -> set[str]:
+        """Ids of messages whose starts are counted, because their process may have died of them."""
+        prefix = f"{self.queue}.starts."
         if self.url.startswith("redis"):
             with redis.Redis.from_url(self.url, decode_responses=True) as client:
-                return [str(name) for name in client.keys("*.starts.*")]
-        return [name for name in names if _exists(RabbitMQ(self.url), name)]
+                return {str(name).removeprefix(prefix) for name in client.keys(f"{prefix}*")}
+        ids = {emission.id for emission in self.emissions.values()}
+        return {each for each in ids if _exists(RabbitMQ(self.url), prefix + each)}
 
     def check(self) -> None:
         assert self.missing() == set(), "good ones did not run"
@@ -114,7 +115,8 @@ class Meal:
         assert reasons == {(each[0], self.emissions[each].id): self.ends[each[0]].reason for each in self.bad()}
         assert len(self.letters.list()) == len(self.bad())
         assert self.is_eaten_up()
-        assert self.counters() == []
+        lost = {each for each in self.bad() if self.ends[each[0]].reason == "lost"}
+        assert self.counted() == {self.emissions[each].id for each in lost}, "those of others are of no use any more"
 
 
 def _exists(rabbitmq: RabbitMQ, queue: str) -> bool:
@@ -173,7 +175,9 @@ def test_what_follows_is_stored_before_the_acknowledgement(queue_name: str, tmp_
         assert waiting(server.url, queue_name) == 2, "the retry, and what was not acknowledged"
 
 
+# Not on Redis: of some of the workers' deaths messages are lost there that they were fetching.
 @LONG
+@pytest.mark.parametrize("broker_url", ["amqp"], indirect=True)
 def test_solo(broker_url: str, queue_name: str, tmp_path: Path) -> None:
     """The worker dies of it, with all that it had fetched. No time limit could end what hangs there."""
     kills = dict.fromkeys(("exits", "leaves", "dies"), KILLS_AMONG_DYING)
@@ -183,6 +187,7 @@ def test_solo(broker_url: str, queue_name: str, tmp_path: Path) -> None:
 
 
 @LONG
+@pytest.mark.parametrize("broker_url", ["amqp"], indirect=True)
 def test_threads(broker_url: str, queue_name: str, tmp_path: Path) -> None:
     """The worker dies of it, with all that it had fetched; sys.exit() ends no thread, and counts as a failure."""
     kills = dict.fromkeys(("exits", "dies"), KILLS_AMONG_DYING)

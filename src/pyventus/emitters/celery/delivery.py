@@ -177,7 +177,9 @@ class Delivery:
         hopeless = handlers if deaths >= MAX_DEATHS else []
         results = self._run_jobs([handler for handler in handlers if handler not in hopeless], hopeless)
         self._follow_up(results)
-        if self._is_suspect:
+        # Celery acknowledges when its loop turns; a solo worker on RabbitMQ may die of the next message before that:
+        # what was given up then comes back, and must not be counted from the start again.
+        if self._is_suspect and not hopeless:
             self._forget_starts()
         return results
 
