@@ -169,7 +169,7 @@ def test_the_list_fits_the_terminal(queue: CeleryEventEmitter.Queue) -> None:
     assert max(map(len, narrow)) == 160
     assert all("e" * 39 + "…" in line or "Asked" in line for line in narrow[1:])
     assert narrow[1].endswith("xx…")
-    assert len({line.index(text) for line, text in zip(narrow, ("ATTEMPTS", "1  ", "1  "), strict=True)}) == 1
+    assert len({line.index(text) for line, text in zip(narrow, (" ATTEMPTS", " 1  ", " 1  "), strict=True)}) == 1
     whole = run(queue, "list", env={"COLUMNS": "0"}).stdout.splitlines()
     assert sys.__stdout__.isatty() or whole[1].endswith("x" * 300)
 
