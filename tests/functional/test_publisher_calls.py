@@ -145,3 +145,21 @@ def test_after_a_fork_that_python_was_not_told_of(redis_url: str, monkeypatch: p
     monkeypatch.setattr(parents, "pid", -1)
     assert calling.call(ping, soon()) == "redis"
     assert calling._senders is not parents
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sender_that_dies_leaves_nobody_waiting(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends its thread, such as an interruption that was meant for another."""
+    calling = publisher_to(redis_url)
+    assert calling.call(ping, soon())
+    senders = calling._senders
+    (sender,) = senders._senders
+    monkeypatch.setattr(type(sender), "_send_next", lambda _: 1 / 0)
+    assert calling.call(ping, soon()), "by the thread that is in the method already, and dies after it"
+    end = soon(20)
+    while sender in senders._senders:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    monkeypatch.undo()
+    assert calling.call(ping, soon())
+    assert not senders._leaving

@@ -144,7 +144,7 @@ def test_the_text_of_a_letter_is_no_message() -> None:
             queue.open(letter.text, message_id)
 
 
-@pytest.mark.parametrize("text", [None, 5, ["pv1"], "x" * 101, "é", "\ud800"])
+@pytest.mark.parametrize("text", [None, 5, ["pv1"], "x" * 5_000, "é", "\ud800"])
 def test_what_can_never_be_verified_is_not_kept(text: object) -> None:
     queue = queue_to("memory://", "orders", max_size=100)
     assert refused_letter(queue, "m", text, "why") is None

@@ -293,9 +293,11 @@ class _Senders:
             while not self._waiting:
                 if not self._changed.wait(IDLE_SECONDS) and not self._waiting:
                     self._idle -= 1
+                    sender.is_idle = False
                     self._drop(sender)
                     return None
             self._idle -= 1
+            sender.is_idle = False
             work = self._waiting.popleft()
             work.sender = sender
             return work
@@ -309,6 +311,7 @@ class _Senders:
             if error is None:
                 self._failed_at = None
                 self._idle += 1
+                sender.is_idle = True
             else:
                 self._drop(sender)
             work.future.set_result(error)
@@ -349,7 +352,8 @@ class _Senders:
 
     def _drop(self, sender: Sender) -> None:
         self._senders.discard(sender)
-        self._leaving[sender] = time.monotonic()
+        if not sender.is_over:
+            self._leaving[sender] = time.monotonic()
 
     def _fail(self, failure: str) -> None:
         self.failures += 1
@@ -358,9 +362,17 @@ class _Senders:
             self._waiting.popleft().future.set_result(self._too_soon())
 
     def ended(self, sender: Sender) -> None:
-        """A sender that had left the others is gone."""
+        """A sender's thread is gone. If it had not left the others before, what waits for it gets another one."""
         with self._changed:
+            sender.is_over = True
             self._leaving.pop(sender, None)
+            if sender not in self._senders:
+                return
+            self._senders.discard(sender)
+            self._idle -= sender.is_idle
+            if self._waiting:
+                with contextlib.suppress(RuntimeError):
+                    self._add_sender()
 
 
 class Sender:
@@ -375,6 +387,8 @@ class Sender:
         self._producer: Any = None
         self._delays: Delays | None = None
         self._returned: BaseException | None = None
+        self.is_idle = True
+        self.is_over = False
         self._is_abandoned = False
         self._ident = 0
         # Holds an item while an exception may be raised in this thread; who takes it out decides.
