@@ -89,16 +89,16 @@ class Oracle:
         return self.pairs - {_pair(line) for line in read(self.file) if line[0] == "effect"}
 
     def unacknowledged(self) -> set[str]:
-        """Ids of messages that the worker that started last has received, and not acknowledged since."""
-        held: set[str] = set()
+        """Ids of messages that the worker that started last has received, and not settled with the broker since."""
+        held: Counter[str] = Counter()  # Of a message that is looked at again later there are two for a while.
         for what, *words in read(self.file):
             if what == "started":
                 held.clear()
             elif what == "received":
-                held.add(words[0])
-            elif what == "acknowledged":
-                held.discard(words[0])
-        return held
+                held[words[0]] += 1
+            elif what in ("acknowledged", "rejected"):
+                held[words[0]] -= 1
+        return {id for id, count in held.items() if count > 0}
 
     def killed(self) -> set[str]:
         return {line[1] for line in read(self.file) if line[0] == "killed"}

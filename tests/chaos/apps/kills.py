@@ -133,6 +133,11 @@ def on_acknowledge(original: Any, self: Any) -> None:
     at("after-acknowledging", self.id)
 
 
+def on_reject(original: Any, self: Any, requeue: bool = False) -> None:
+    original(self, requeue)
+    write(FILE, "rejected", self.id)
+
+
 def on_keep(original: Any, envelope: Any, *args: Any, **kwargs: Any) -> None:
     at("before-letter", envelope.emission.id)
     original(envelope, *args, **kwargs)
@@ -160,6 +165,7 @@ def around(emission: Emission, handler: EventHandler) -> Iterator[None]:
 
 wrap(EmissionRequest, "__init__", on_request)
 wrap(EmissionRequest, "acknowledge", on_acknowledge)
+wrap(EmissionRequest, "reject", on_reject)
 wrap(EmissionTask, "run", on_run)
 wrap(Claims, "take", on_take)
 wrap(Delivery, "_publish", on_publish)
