@@ -25,7 +25,7 @@ from tests.chaos.oracle import Counts, Oracle, Pair
 from tests.functional.apps.support import ROOT, new_queue, wait_until
 from tests.workers import Process
 
-WAIT_SECONDS = times(60, 240)
+WAIT_SECONDS = times(100, 240)
 
 #: The event whose emission gets to each point.
 ANYWHERE = {

@@ -14,7 +14,7 @@ from tests.chaos.kill_points import ANYWHERE, WITH_A_LEDGER, Lane, LedgerKind, r
 EACH = times(1, 5)
 POINTS = {**ANYWHERE, "fetched": "Order"}
 
-pytestmark = pytest.mark.timeout(times(120, 1800))
+pytestmark = pytest.mark.timeout(times(300, 1800))
 
 # Each broker, each ledger and each of who is killed once; all of them in the long run.
 SHORT = {("redis", "none", "child"), ("amqp", "sqlite", "child"), ("amqp", "none", "solo"), ("amqp", "none", "main")}
