@@ -68,15 +68,20 @@ class Meeting:
 
 
 meeting = Meeting()
+main_process = 0
 
 
 def at(point: str, emission: str) -> None:
     """Get to a point, where the process is killed if the emission asks for it, the first time."""
     asked, _, rest = emission.partition(".")
-    if asked == point and _is_first_time(emission):
-        of, who, *_ = rest.split(".")
+    if asked != point:
+        return
+    of, who, *_ = rest.split(".")
+    process = main_process if who == "main" else os.getpid()
+    # Not from a child that has outlived its main process.
+    if process in (os.getpid(), os.getppid()) and _is_first_time(emission):
         write(FILE, "killed", emission, point)
-        meeting.arrive(int(of), os.getppid() if who == "main" else os.getpid())
+        meeting.arrive(int(of), process)
 
 
 def _is_first_time(emission: str) -> bool:
@@ -181,7 +186,9 @@ wrap(queue.dead_letters, "keep", on_keep)
 
 def begin() -> None:
     """Put back what a dead worker had fetched from Redis, as another one does after the visibility timeout."""
-    write(FILE, "started", os.getpid())
+    global main_process
+    main_process = os.getpid()
+    write(FILE, "started", main_process)
     with app.connection_for_read() as connection:
         if connection.transport.driver_type == "redis":
             channel = connection.default_channel
