@@ -22,6 +22,15 @@ POLL_SECONDS = 0.02
 QUICK_START = ("--without-mingle", "--without-gossip", "--heartbeat-interval=1")
 
 
+def run_script(*arguments: str) -> str:
+    """Run Python with these arguments, from the root of the project; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 class Process:
     """A process in a session of its own, with what it writes in a file."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import inspect
-import threading
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+from pyventus import native
 from pyventus.errors import InvalidEvent, InvalidOption, UnknownClass
 
 __all__ = [
@@ -51,7 +51,7 @@ class _WireName(NamedTuple):
     version: int
 
 
-_lock = threading.RLock()
+_lock = native.new_lock()
 _wire_names: WeakKeyDictionary[type, _WireName] = WeakKeyDictionary()
 _codecs: WeakKeyDictionary[type, Codec] = WeakKeyDictionary()
 _known: dict[str, type] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable
 from types import EllipsisType, TracebackType
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypedDict, T
 from weakref import WeakValueDictionary
 
 from pyventus import events as event_types
+from pyventus import native
 from pyventus.emission import Emission
 from pyventus.errors import ConfigurationError, InvalidEvent, InvalidHandler, InvalidOption, Unhandled
 from pyventus.events import EventKey, link_key
@@ -70,7 +70,7 @@ class EventLinker:
     default_failure_callback: ClassVar[Callback | None] = None
     default_retry: ClassVar[Retry | None] = None
 
-    _lock: ClassVar[threading.RLock]
+    _lock: ClassVar[Any]
     # Tuples, replaced and never changed, so that emitting reads them without the lock.
     _filed: ClassVar[dict[EventKey, tuple[EventHandler, ...]]]
     _linked: ClassVar[dict[EventKey, Event]]
@@ -500,7 +500,7 @@ def _open(linker: type[EventLinker]) -> None:
             f"the linker name {name!r} of {linker.__module__}:{linker.__qualname__} already belongs to "
             f"{other.__module__}:{other.__qualname__}"
         )
-    linker._lock = threading.RLock()
+    linker._lock = native.new_lock()
     linker._filed, linker._linked, linker._by_id, linker._spent, linker._claims = {}, {}, {}, set(), {}
     _linkers[name] = linker
 

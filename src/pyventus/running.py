@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
+from pyventus import native
 from pyventus.emission import Emission, now
 from pyventus.errors import HandlerTimeout, InvalidHandler, PyventusError
 from pyventus.handlers import Callback, EventHandler, callback_id, is_async
@@ -439,7 +440,7 @@ def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) 
         interrupt = _wait(futures.values(), results.values(), interrupts)
     except Exception:
         # An error of our own: what runs beside it is to end as it would have.
-        wait(futures.values())
+        native.wait_for(futures.values())
         raise
     except BaseException:
         # The process is to end, and its threads with it.
@@ -455,14 +456,14 @@ def _wait(
     interrupt = next((result.error for result in results if isinstance(result.error, interrupts)), None)
     if interrupt is None:
         try:
-            wait(futures)
+            native.wait_for(futures)
         except interrupts as error:
             interrupt = error
     if interrupt is not None:
         for future in futures:
             if isinstance(future, _OnLoop):
                 future.interrupt()
-        wait(futures)
+        native.wait_for(futures)
     return interrupt
 
 
@@ -501,7 +502,7 @@ def _start(job: Job) -> Future[Result]:
 
 def _start_thread(job: Job) -> Future[Result]:
     """A thread of its own for each, so that no limit makes one handler wait for another."""
-    future: Future[Result] = Future()
+    future: Future[Result] = native.shared(Future())
     name = f"pyventus-{job.handler.id}"
     threading.Thread(target=_settle, args=(future, run_in_thread, job), name=name, daemon=True).start()
     return future
@@ -521,15 +522,16 @@ class ProcessLoop:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.is_closing = False
-        self.loop = _native_loop() if _is_patched() else asyncio.new_event_loop()
+        self.loop = _new_event_loop()
         # Of asyncio's own, six threads on two cores, one sync callback would wait for another.
         self.loop.set_default_executor(_NativeThreads())
-        self._stopped = threading.Event()
-        start_native_thread(self._run)
+        self._stopped: Future[None] = native.shared(Future())
+        # In a greenlet, ``get_running_loop()`` of unrelated greenlets would find the loop.
+        native.start_thread(self._run)
 
     def submit(self, coroutine: Coroutine[Any, Any, T], context: Context | None = None) -> _OnLoop[T]:
         """Start a coroutine on the loop, in ``context``; cancelling the future cancels it there."""
-        future: _OnLoop[T] = _OnLoop(self.loop)
+        future: _OnLoop[T] = native.shared(_OnLoop(self.loop))
 
         def start() -> None:
             future.task = task = self.loop.create_task(coroutine, context=context)
@@ -545,7 +547,9 @@ class ProcessLoop:
             return
         self.is_closing = True
         self.loop.call_soon_threadsafe(self.loop.stop)
-        if not self._stopped.wait(CLOSE_SECONDS):
+        try:
+            self._stopped.result(CLOSE_SECONDS)
+        except TimeoutError:
             logger.error(
                 "What ran on the loop of the process did not end within %g s of its cancellation", CLOSE_SECONDS
             )
@@ -556,7 +560,7 @@ class ProcessLoop:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
                 runner.get_loop().run_forever()
         finally:
-            self._stopped.set()
+            self._stopped.set_result(None)
 
 
 class _OnLoop(Future[T]):
@@ -585,38 +589,19 @@ def _copy_outcome(task: asyncio.Task[T], future: Future[T]) -> None:
         future.set_result(task.result())
 
 
-# -- Under gevent ---------------------------------------------------------------------------------------------------
-# Its patched threads are greenlets: a loop in one of them would be found by ``get_running_loop()`` of unrelated
-# greenlets, and its selector would wait for a hub that never runs. So the loop gets native ones.
-
-
-def _is_patched() -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
-
-
-def _unpatched(module: str, name: str) -> Any:
-    return sys.modules["gevent.monkey"].get_original(module, name)
-
-
-def start_native_thread(target: Callable[[], None]) -> None:
-    """Start a daemon thread that no greenlet can be."""
-    if _is_patched():
-        _unpatched("_thread", "start_new_thread")(target, ())
-    else:
-        threading.Thread(target=target, name="pyventus", daemon=True).start()
-
-
-def _native_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.SelectorEventLoop(_unpatched("selectors", "DefaultSelector")())
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """One that is not gevent's: its selector would wait for a hub that never runs."""
+    if native.is_patched():
+        return asyncio.SelectorEventLoop(native.unpatched("selectors", "DefaultSelector")())
+    return asyncio.new_event_loop()
 
 
 class _NativeThreads(ThreadPoolExecutor):
     """A native thread for each call, so that none waits for another."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-        start_native_thread(lambda: _settle(future, function, *args, **kwargs))
+        future: Future[T] = native.shared(Future())
+        native.start_thread(lambda: _settle(future, function, *args, **kwargs))
         return future
 
 
@@ -632,7 +617,7 @@ def _settle(future: Future[T], function: Callable[..., T], *args: Any, **kwargs:
 
 
 _loop: ProcessLoop | None = None
-_loop_lock = threading.Lock()
+_loop_lock = native.new_lock()
 
 
 def process_loop() -> ProcessLoop:
@@ -656,7 +641,7 @@ def close_process_loop() -> None:
 def _renew_lock() -> None:
     # A thread that held it at the fork does not exist in the child.
     global _loop_lock
-    _loop_lock = threading.Lock()
+    _loop_lock = native.new_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from pyventus import EmitError
+from pyventus import EmitError, native
 from pyventus.emitters.celery import CeleryEventEmitter, publisher
 from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker, refused_port, trickling_broker
 
@@ -550,7 +550,7 @@ def test_a_thread_that_cannot_start_is_an_emit_error(monkeypatch: pytest.MonkeyP
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(publisher, "start_native_thread", refuse)
+    monkeypatch.setattr(native, "start_thread", refuse)
     with pytest.raises(EmitError, match="it was not sent: can't start new thread"):
         emitter_to("memory://").emit("Event")
 

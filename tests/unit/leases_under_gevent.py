@@ -17,11 +17,10 @@ import gevent
 from pyventus.ledger.base import Claim, Key
 from pyventus.ledger.leases import Leases
 from pyventus.ledger.redis import RedisLedger
-from pyventus.running import start_native_thread
 
 logging.basicConfig(level=logging.DEBUG)
 ledger = RedisLedger(sys.argv[1], lease=0.5)
-leases = Leases(ledger, start_native_thread)
+leases = Leases(ledger)
 lost: list[Claim] = []
 settled: list[str] = []
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyventus import native
 from pyventus.ledger import leases as module
 from pyventus.ledger.base import Claim, Key
 from pyventus.ledger.leases import Leases
+from tests.workers import run_script
 
 from .conftest import wait_until
 
@@ -147,27 +146,31 @@ def test_an_error_of_the_ledger_is_told_once_a_minute(
     assert "the server is down" in caplog.text
 
 
-def test_a_thread_that_cannot_start_is_tried_again(book: Any) -> None:
+def test_a_thread_that_cannot_start_is_tried_again(book: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hold fails, and the next one is no worse for it."""
 
-    def refuse(target: Callable[[], None]) -> None:
+    def refuse(target: Callable[[], None], name: str) -> None:
         raise RuntimeError("can't start new thread")
 
-    leases = Leases(book, refuse)
+    monkeypatch.setattr(native, "start_thread", refuse)
+    leases = Leases(book)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="can't start"), leases.hold(CLAIMS):
             raise AssertionError("never here")
     assert book.renewed == []
 
 
-def test_holds_that_begin_at_once_share_a_thread(book: Any, busy_threads: None) -> None:
+def test_holds_that_begin_at_once_share_a_thread(
+    book: Any, busy_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started: list[object] = []
 
-    def start(target: Callable[[], None]) -> None:
+    def start(target: Callable[[], None], name: str) -> None:
         started.append(target)
-        threading.Thread(target=target, name="pyventus-leases", daemon=True).start()
+        threading.Thread(target=target, name=name, daemon=True).start()
 
-    leases = Leases(book, start)
+    monkeypatch.setattr(native, "start_thread", start)
+    leases = Leases(book)
     barrier = threading.Barrier(8)
 
     def hold() -> None:
@@ -207,14 +210,6 @@ with leases.hold(CLAIMS[:1]):
     seen(CLAIMS[:1])
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-
-
-def run_script(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeAlias
 from uuid import UUID
 
+from pyventus import native
 from pyventus.emission import Emission, new_id, now
 from pyventus.errors import InvalidOption
 from pyventus.events import describe
@@ -172,7 +172,7 @@ def seconds_until(moment: datetime | None) -> float:
 
 
 _warned: dict[str, float] = {}
-_warned_lock = threading.Lock()
+_warned_lock = native.new_lock()
 
 
 def first_this_minute(subject: str, *, clock: float | None = None) -> bool:

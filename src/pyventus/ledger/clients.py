@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from pyventus import native
 
 T = TypeVar("T")
 
@@ -31,9 +32,4 @@ class Clients(Generic[T]):
 
 
 def _here() -> tuple[int, int]:
-    return os.getpid(), threading.get_native_id() if _is_patched() else 0
-
-
-def _is_patched() -> bool:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey is not None and bool(monkey.is_module_patched("threading"))
+    return os.getpid(), threading.get_native_id() if native.is_patched() else 0

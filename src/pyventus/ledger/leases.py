@@ -6,10 +6,10 @@ import contextlib
 import logging
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 
+from pyventus import native
 from pyventus.ledger.base import Claim, Ledger
 
 logger = logging.getLogger("pyventus")
@@ -18,21 +18,15 @@ IDLE_SECONDS = 60.0
 REPORT_SECONDS = 60.0
 
 
-def _start_thread(target: Callable[[], None]) -> None:
-    threading.Thread(target=target, name="pyventus-leases", daemon=True).start()
-
-
 class Leases:
     """Renews the claims that this process holds, from a thread that exists while there are any, and a while longer.
 
     Args:
         ledger: whose claims they are.
-        start_thread: starts a daemon thread that a busy handler cannot hold up; under gevent a native one.
     """
 
-    def __init__(self, ledger: Ledger, start_thread: Callable[[Callable[[], None]], None] = _start_thread) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._start_thread = start_thread
         # By process: a forked child holds nothing of its parent's, and has none of its threads.
         self._processes: dict[int, _Held] = {}
 
@@ -43,7 +37,7 @@ class Leases:
         process = self._process()
         process.add(held)
         try:
-            process.start(self._start_thread)
+            process.start()
             yield
         finally:
             process.remove(held)
@@ -79,24 +73,24 @@ class _Held:
             self._claims.pop(claim, None)
             self.lost.discard(claim)
 
-    def start(self, start_thread: Callable[[Callable[[], None]], None]) -> None:
+    def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._claims and "running" not in self._thread:
             mark = object()
             if self._thread.setdefault("running", mark) is mark:
                 try:
-                    start_thread(lambda: self._run(start_thread))
+                    native.start_thread(self._run, "pyventus-leases")
                 except BaseException:
                     self._thread.clear()
                     raise
 
-    def _run(self, start_thread: Callable[[Callable[[], None]], None]) -> None:
+    def _run(self) -> None:
         try:
             self._renew_while_needed()
         finally:
             self._thread.clear()
         # What came between the last look and the line above found a thread that was about to end.
-        self.start(start_thread)
+        self.start()
 
     def _renew_while_needed(self) -> None:
         needed = time.monotonic()

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from pyventus import native
 from pyventus.errors import PyventusError
 from pyventus.running import process_loop
 
@@ -57,7 +58,7 @@ class _Entered:
 
     def __init__(self, factory: Factory) -> None:
         self.pid = os.getpid()
-        self.state: Future[Any] = Future()
+        self.state: Future[Any] = native.shared(Future())
         self._end = asyncio.Event()
         self._loop = process_loop()
         self._left = self._loop.submit(self._live(factory))

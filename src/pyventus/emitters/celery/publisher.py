@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import selectors
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,9 +26,9 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from pyventus import native
 from pyventus.emitters.celery.delays import Delays
 from pyventus.errors import describe_error
-from pyventus.running import start_native_thread
 
 T = TypeVar("T")
 Action = Callable[[Any, str], T]
@@ -97,7 +96,7 @@ class Work:
         # Receivers of before_task_publish, such as those of tracing, see the caller's context.
         self.context: Context = copy_context()
         # Of an error as a result: asyncio would report an exception that came after its waiter had left.
-        self.future: Future[BaseException | None] = Future()
+        self.future: Future[BaseException | None] = native.shared(Future())
         self.sender: Sender | None = None
         self._senders = senders
 
@@ -206,7 +205,7 @@ class Publisher:
 
 _publishers: WeakSet[Publisher] = WeakSet()
 _publishers_of: dict[Celery, Publisher] = {}
-_lock = threading.Lock()
+_lock = native.new_lock()
 
 
 def publisher_of(app: Celery) -> Publisher:
@@ -233,7 +232,7 @@ class _Senders:
         self.app = app
         self.pid = os.getpid()
         self.failures = 0
-        self._changed = threading.Condition()
+        self._changed = native.new_condition()
         self._waiting: deque[Work] = deque()
         self._senders: set[Sender] = set()
         self._idle = 0
@@ -284,6 +283,10 @@ class _Senders:
         # After a failure one sender finds out for all whether the broker is back.
         limit = MAX_SENDERS if self._failed_at is None else 1
         if self._idle < len(self._waiting) and len(self._senders) < limit:
+            if not self._senders and native.is_patched():
+                # Imports what all senders need. They would at once, and the locks of imports are gevent's.
+                with contextlib.suppress(Exception):
+                    self.app.connection_for_write().get_transport_cls()
             self._senders.add(Sender(self))
             self._idle += 1
 
@@ -393,7 +396,7 @@ class Sender:
         self._ident = 0
         # Holds an item while an exception may be raised in this thread; who takes it out decides.
         self._interruptible: list[None] = []
-        start_native_thread(self._run)
+        native.start_thread(self._run)
 
     def _run(self) -> None:
         self._ident = _thread_ident()

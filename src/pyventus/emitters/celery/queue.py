@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,7 +12,7 @@ from uuid import UUID, uuid5
 from celery import Celery
 from kombu.serialization import prepare_accept_content
 
-from pyventus import wire
+from pyventus import native, wire
 from pyventus.dead_letters.base import DeadLetterStore
 from pyventus.emission import Emission
 from pyventus.emitters.celery import worker
@@ -29,7 +28,7 @@ from pyventus.ledger import Ledger, make_ledger
 from pyventus.ledger.leases import Leases
 from pyventus.linkers import find_handler
 from pyventus.retry import Retry, check_retry
-from pyventus.running import Middleware, start_native_thread
+from pyventus.running import Middleware
 from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
 
 # Clocks that are wrong by a day, and a day for what was due late.
@@ -121,7 +120,7 @@ class Queue:
         self.publisher: Publisher = publisher_of(celery)
         self.ledger: Ledger | None = None if ledger is None else make_ledger(ledger)
         self._check_retention()
-        self.leases: Leases | None = None if self.ledger is None else Leases(self.ledger, start_native_thread)
+        self.leases: Leases | None = None if self.ledger is None else Leases(self.ledger)
         self.dead_letters: DeadLetters = DeadLetters(self, make_store(dead_letters, self.publisher))
         _add_queue(self)
         _register_task(self)
@@ -294,7 +293,7 @@ class Queue:
         raise TypeError("a Queue holds secrets and connections and cannot be pickled: import it where it is needed")
 
 
-_lock = threading.Lock()
+_lock = native.new_lock()
 _queues: dict[Celery, list[Queue]] = {}
 
 
