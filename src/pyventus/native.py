@@ -8,6 +8,7 @@ in gevent's own thread pool. Without gevent all of it is the standard library's.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import sys
@@ -77,7 +78,7 @@ def _hub() -> Any:
 def new_lock() -> Any:
     """A reentrant lock; under gevent nothing that switches may happen while it is held."""
     # Which gevent leaves alone, other than threading.RLock.
-    return sys.modules["_thread"].RLock()
+    return _thread.RLock()
 
 
 def new_condition() -> threading.Condition:
