@@ -110,6 +110,26 @@ def test_a_handler_with_a_queue_of_its_own_runs_there(broker_url: str, queue_nam
         RabbitMQ(broker_url).delete(heavy)
 
 
+def test_a_queue_that_cannot_be_declared_holds_up_no_other_handler(
+    amqp_url: str, queue_name: str, tmp_path: Path
+) -> None:
+    """Nor does one that is down: what runs here runs first, and only what could not be sent on comes again."""
+    heavy = f"{queue_name}-heavy"
+    env = {"TEST_HEAVY_QUEUE": heavy}
+    with RabbitMQ(amqp_url).channel() as channel:
+        channel.queue_declare(heavy, durable=True, auto_delete=False, arguments={"x-max-length": 5})
+    emission = new_emitter(amqp_url, queue_name).emit("Heavy")
+    with service(amqp_url, queue_name, tmp_path, env=env) as worker:
+        worker.wait_for(f"{emission.id} light", "is tried again")
+        assert worker.log().index(f"{emission.id} light") < worker.log().index("is tried again")
+        RabbitMQ(amqp_url).delete(heavy)
+        worker.wait_for(f"Heavy[{emission.id}] succeeded")
+        assert worker.log().count(f"{emission.id} light") == 1
+    with service(amqp_url, queue_name, tmp_path, queues=heavy, env=env) as second:
+        second.wait_for(f"{emission.id} heavy, attempt 1 from {heavy}")
+    RabbitMQ(amqp_url).delete(heavy)
+
+
 def test_a_handler_with_a_priority_of_its_own_travels_with_it(
     redis_url: str, queue_name: str, valkey: Valkey, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ class Tutorial:
     def emissions_work(self) -> None:
         """So what was put into the queue before has been looked at."""
         emission = CeleryEventEmitter(self.queue).emit("NobodyIsLinked")
-        self.worker.wait_for(f"Emission {emission.id} of 'NobodyIsLinked' was not handled")
+        self.worker.wait_for(f"[{emission.id}] raised expected: Unhandled")
 
     def control_works(self) -> None:
         assert self.control.ping(timeout=10, limit=1)

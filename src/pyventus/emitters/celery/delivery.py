@@ -75,6 +75,8 @@ class Delivery:
         self._is_eager = bool(request.is_eager)
         #: Ids of the handlers for which it would have to be sent again; None: all.
         self._left: tuple[str, ...] | None = None
+        #: Handlers that are to go elsewhere, and could not be sent there yet.
+        self._unsent: list[EventHandler] = []
         self._claims = self._new_claims()
         self._is_suspect = self._emission.suspect or bool((request.delivery_info or {}).get("redelivered"))
 
@@ -106,7 +108,9 @@ class Delivery:
         elif self._is_eager:
             self._run_eagerly(linker, handlers)
         else:
-            self._run(linker, self._forward(handlers))
+            results = self._run(linker, self._forward(handlers))
+            self._forward_late()
+            _raise_failures(results)
 
     def _check_due(self) -> None:
         """Celery's own ETA is not signed; the moment in the envelope is."""
@@ -147,8 +151,25 @@ class Delivery:
         if self._is_suspect and len(here) > 1:
             # Which of them killed its process? None is to suffer for another.
             elsewhere, here = handlers, []
-        self._store(*[self._alone(handler) for handler in elsewhere])
+        self._unsent = [handler for handler in elsewhere if not self._is_sent(handler)]
         return here
+
+    def _is_sent(self, handler: EventHandler) -> bool:
+        """Try once: those that run here do not wait for a queue that cannot be reached, or declared."""
+        try:
+            self._publish(self._alone(handler), soon())
+        except PublishError as error:
+            logger.warning(
+                "Handler %s is sent on after those that run here, for now it could not: %s", handler.id, error
+            )
+            return False
+        return True
+
+    def _forward_late(self) -> None:
+        while self._unsent:
+            self._left = ()
+            insist(partial(self._publish, self._alone(self._unsent[0])), PublishError)
+            del self._unsent[0]
 
     def _has_own_way(self, handler: EventHandler) -> bool:
         has_queue = handler.queue is not None and handler.queue != self._queue.name
@@ -160,17 +181,15 @@ class Delivery:
 
     # -- Handlers that run here -----------------------------------------------------------------------------------
 
-    def _run(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
+    def _run(self, linker: type[EventLinker], handlers: list[EventHandler]) -> list[Result]:
         if not handlers:
-            return
+            return []
         emission = self._envelope.decode()
         if self._claims is not None:
             # Of once handlers the ledger knows, for all processes.
-            results = self._run_claimed(handlers, emission, self._claims)
-        else:
-            claimed = [handler for handler in handlers if linker.claim(handler, emission)]
-            results = self._run_counted(self._jobs(claimed, emission))
-        _raise_failures(results)
+            return self._run_claimed(handlers, emission, self._claims)
+        claimed = [handler for handler in handlers if linker.claim(handler, emission)]
+        return self._run_counted(self._jobs(claimed, emission))
 
     def _run_counted(self, jobs: list[Job]) -> list[Result]:
         """Without a ledger the starts of a message that its process may have died of are counted in the broker."""
@@ -230,7 +249,7 @@ class Delivery:
                 raise
         if claims.elsewhere:
             insist(lambda _: self.again(claims.wait), PublishError)
-            self._left = ()
+            self._left, self._unsent = (), []
         return results
 
     def _run_jobs(self, jobs: list[Job], hopeless: Sequence[Job] = ()) -> list[Result]:
@@ -278,7 +297,7 @@ class Delivery:
 
     def _settle(self, handler: EventHandler, owed: Owed) -> None:
         if owed.due is not None:
-            self._store(self._retry(handler, owed.due))
+            insist(partial(self._publish, self._retry(handler, owed.due)), PublishError)
         else:
             self.keep(owed.reason, owed.error, handler.id, traceback=owed.traceback)
 
@@ -305,16 +324,14 @@ class Delivery:
         Raises:
             Exception: it may not have been stored.
         """
-        if self._left == ():
-            return
-        emission = self._emission if self._left is None else replace(self._emission, handlers=self._left)
+        emission = self._emission
+        if self._left is not None:
+            emission = replace(emission, handlers=(*self._left, *(handler.id for handler in self._unsent)))
+            if not emission.handlers:
+                return
         if was_started:
             emission = replace(emission, suspect=self._is_suspect)
         self._publish(self._queue.message_again(self._envelope, emission, delay), soon())
-
-    def _store(self, *messages: Message) -> None:
-        for message in messages:
-            insist(partial(self._publish, message), PublishError)
 
     def _publish(self, message: Message, end: float) -> None:
         publishing = self._queue.publisher.start(message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from celery import Task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
+from pyventus.emitters.base import first_this_minute
 from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld
 from pyventus.emitters.celery.request import EmissionRequest, read_message
 from pyventus.errors import HandlersFailed, Refused, Undecodable, Unhandled
@@ -103,7 +104,10 @@ class EmissionTask(Task):
         try:
             delivery.handle()
         except UNHANDLED as error:
-            logger.error("Emission %s of %r was not handled: %s", *delivery.names, error)
+            # A backlog of such would flood the log with the one cure.
+            is_first = first_this_minute(f"{delivery.names[1]}: {error}")
+            level = logging.ERROR if is_first else logging.DEBUG
+            logger.log(level, "Emission %s of %r was not handled: %s", *delivery.names, error)
             delivery.keep(_reason(error), error)
             # Without its cause, such as what a codec raised: Celery's events carry the traceback, texts and all.
             raise error from None
