@@ -104,10 +104,9 @@ class EmissionTask(Task):
         try:
             delivery.handle()
         except UNHANDLED as error:
-            # A backlog of such would flood the log with the one cure.
-            is_first = first_this_minute(f"{delivery.names[1]}: {error}")
-            level = logging.ERROR if is_first else logging.DEBUG
-            logger.log(level, "Emission %s of %r was not handled: %s", *delivery.names, error)
+            # A backlog of such would flood the log with one cure; Celery says at INFO how each task ended.
+            if first_this_minute(f"{delivery.names[1]}: {error}"):
+                logger.error("Emission %s of %r was not handled: %s", *delivery.names, error)
             delivery.keep(_reason(error), error)
             # Without its cause, such as what a codec raised: Celery's events carry the traceback, texts and all.
             raise error from None
