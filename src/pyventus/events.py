@@ -6,6 +6,7 @@ import enum
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -124,7 +125,7 @@ def describe(event: object) -> tuple[str, int | None, tuple[str, ...]]:
         InvalidEvent: neither a name nor an instance of an event class.
     """
     if isinstance(event, str):
-        return _check_name(event), None, ()
+        return _describe_name(event)
     cls = type(event)
     # A class is an instance of its metaclass, which need not be a builtin one.
     if isinstance(event, type) or not is_event_class(cls):
@@ -132,15 +133,17 @@ def describe(event: object) -> tuple[str, int | None, tuple[str, ...]]:
     return class_name(cls), class_version(cls), _base_names(cls)
 
 
-def event_keys(name: str, version: int | None, bases: tuple[str, ...]) -> Iterator[EventKey]:
+@lru_cache(maxsize=1024, typed=True)
+def _describe_name(name: str) -> tuple[str, None, tuple[str, ...]]:
+    return _check_name(name), None, ()
+
+
+@lru_cache(maxsize=1024)
+def event_keys(name: str, version: int | None, bases: tuple[str, ...]) -> tuple[EventKey, ...]:
     """The keys whose handlers receive an event that `describe` describes so."""
     if version is None:
-        yield EventKey("name", name)
-    else:
-        yield EventKey("class", name)
-        for base in bases:
-            yield EventKey("class", base)
-    yield EVERY
+        return (EventKey("name", name), EVERY)
+    return (*(EventKey("class", each) for each in (name, *bases)), EVERY)
 
 
 def _base_names(cls: type) -> tuple[str, ...]:

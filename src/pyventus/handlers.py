@@ -18,6 +18,7 @@ class EventHandler:
     """What runs when one of its events is emitted. Made by `EventLinker.subscribe` and its decorators.
 
     Attributes:
+        is_async: whether calling the event callback gives a coroutine.
         id: the ``name=``, or else ``module:qualname`` of the event callback, with ``#2`` and so on for a further link
             of the same callback to the same linker.
         event_callback: called with the emission's arguments.
@@ -35,6 +36,7 @@ class EventHandler:
         "event_callback",
         "failure_callback",
         "id",
+        "is_async",
         "once",
         "order",
         "priority",
@@ -69,6 +71,7 @@ class EventHandler:
         self.success_callback: Callback | None = success_callback
         self.failure_callback: Callback | None = failure_callback
         self.id: str = id
+        self.is_async: bool = is_async(event_callback)
         self.order: int = order
         self.once: bool = once
         self.timeout: float | None = timeout

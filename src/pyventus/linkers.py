@@ -360,7 +360,7 @@ class EventLinker:
         if emission.handlers:
             return [cls._find(handler_id, emission) for handler_id in emission.handlers]
         found = [filed for key in emission.keys if (filed := cls._filed.get(key))]
-        if claimed := cls._claims.get(emission.id):
+        if cls._claims and (claimed := cls._claims.get(emission.id)):
             # Its message may be delivered again, and their links are gone.
             found.append(claimed)
         return list(found[0]) if len(found) == 1 else _in_link_order(found)

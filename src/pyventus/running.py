@@ -148,6 +148,15 @@ class Call:
             yield
 
     @property
+    def is_async(self) -> bool:
+        return self.job.handler.is_async if self.job else is_async(self.callback)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether middleware is around it, or a timeout."""
+        return self.job is not None and (bool(self.job.middleware) or self.job.handler.timeout is not None)
+
+    @property
     def timeout(self) -> float | None:
         return self.job.handler.timeout if self.job else None
 
@@ -274,7 +283,7 @@ async def _drive_on_loop(job: Job) -> Result:
     try:
         while True:
             try:
-                value = await (_await_call(call) if is_async(call.callback) else _call_in_thread(call))
+                value = await (_await_call(call) if call.is_async else _call_in_thread(call))
             except BaseException as error:
                 _raise_if_cancelled(error)
                 _raise_if_signalled(error)
@@ -362,7 +371,7 @@ def run_in_thread(job: Job, failure: BaseException | None = None) -> Result:
             call = way.throw(failure)
         while True:
             try:
-                value = _await_elsewhere(call, job) if is_async(call.callback) else job.context.run(_call_here, call)
+                value = _await_elsewhere(call, job) if call.is_async else job.context.run(_call_here, call)
             except BaseException as error:
                 _raise_if_signalled(error)
                 call = way.throw(_thrown(error))
@@ -379,18 +388,26 @@ def _await_elsewhere(call: Call, job: Job) -> Any:
 
 def _call_here(call: Call) -> Any:
     """Make a sync call; one that outlives its timeout is reported at once and fails when it ends."""
+    if not call.is_bounded:
+        value = call.callback(*call.args, **call.kwargs)
+        _refuse_coroutine(value, call.callback)
+        return value
     with call.surrounded():
         with _alarm(call) as is_late:
             value = call.callback(*call.args, **call.kwargs)
         if call.job is not None and is_late():
             raise _timed_out(call.job)
-        if inspect.iscoroutine(value):
-            value.close()
-            raise InvalidHandler(
-                f"{callback_id(call.callback)} is no async function and returned a coroutine, which nothing awaits: "
-                "link an async def function"
-            )
+        _refuse_coroutine(value, call.callback)
         return value
+
+
+def _refuse_coroutine(value: object, callback: Callback) -> None:
+    if inspect.iscoroutine(value):
+        value.close()
+        raise InvalidHandler(
+            f"{callback_id(callback)} is no async function and returned a coroutine, which nothing awaits: "
+            "link an async def function"
+        )
 
 
 @contextlib.contextmanager
@@ -430,7 +447,9 @@ def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) 
         jobs: what to run.
         interrupts: exceptions that come from outside even when a handler in this thread seems to raise them.
     """
-    sync = [job for job in jobs if not is_async(job.handler.event_callback)]
+    if len(jobs) == 1 and not jobs[0].handler.is_async:
+        return [run_in_thread(jobs[0])]
+    sync = [job for job in jobs if not job.handler.is_async]
     here = sync[-1] if sync else None  # The last, so that those linked before it have started.
     futures = {job.handler: _start(job) for job in jobs if job is not here}
     results: dict[EventHandler, Result] = {}
@@ -479,10 +498,14 @@ def _result_of(job: Job, future: Future[Result], interrupt: BaseException | None
 
 def run_until_final(jobs: Iterable[Job]) -> list[Result]:
     """Run jobs as `run_jobs` does, again until each is final, and wait for that; returns the final results."""
-    waiting = [(0.0, job) for job in jobs]
+    return _run_waiting([(0.0, job) for job in jobs])
+
+
+def _run_waiting(waiting: list[tuple[float, Job]]) -> list[Result]:
+    """As `run_until_final`, each job not before its moment of ``time.monotonic()``."""
     final: list[Result] = []
     while waiting:
-        time.sleep(max(0.0, min(due for due, _ in waiting) - time.monotonic()))
+        sleep_until(min(due for due, _ in waiting))
         moment = time.monotonic()
         ready = [job for due, job in waiting if due <= moment and not is_expired(job.emission)]
         waiting = [(due, job) for due, job in waiting if due > moment]
@@ -494,8 +517,36 @@ def run_until_final(jobs: Iterable[Job]) -> list[Result]:
     return final
 
 
+def sleep_until(moment: float) -> None:
+    """Sleep until a moment of ``time.monotonic()``, if it is to come: ``sleep(0)`` takes 60 microseconds on Linux."""
+    if (seconds := moment - time.monotonic()) > 0:
+        time.sleep(seconds)
+
+
+def is_plain(handler: EventHandler) -> bool:
+    """Whether all there is to a run of the handler, if it succeeds, is the call of a sync function."""
+    return not (handler.is_async or handler.once or handler.timeout or handler.success_callback)
+
+
+def run_plain(handler: EventHandler, emission: Emission, origin: Context) -> None:
+    """Run a plain handler in this thread as `run_until_final` does, and make a job of it only when it fails: that
+    costs more than the call of a function that does little.
+    """
+    context = origin.copy()
+    try:
+        value = context.run(handler.event_callback, *emission.args, **emission.kwargs)
+        if value is not None:
+            _refuse_coroutine(value, handler.event_callback)
+    except BaseException as error:
+        _raise_if_signalled(error)
+        job = Job(handler, emission, origin, context, retry=handler.retry)
+        result = run_in_thread(job, _thrown(error))
+        if result.again is not None:
+            _run_waiting([(time.monotonic() + result.again, job.next())])
+
+
 def _start(job: Job) -> Future[Result]:
-    if is_async(job.handler.event_callback):
+    if job.handler.is_async:
         return process_loop().submit(_drive_on_loop(job), job.context)
     return _start_thread(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import gc
 import logging
@@ -29,6 +30,7 @@ from pyventus import (
     EventLinker,
     ExecutorEventEmitter,
     PyventusError,
+    Retry,
     current_emission,
 )
 from pyventus.emitters.base import first_this_minute
@@ -689,3 +691,73 @@ def test_invalid_events_reach_no_handler(linker: type[EventLinker]) -> None:
     with pytest.raises(InvalidEvent):
         emitter.emit("")
     emitter.shutdown()
+
+
+# -- What is saved in process -------------------------------------------------------------------------------------
+
+
+def test_an_emission_has_one_id_in_whatever_thread_it_is_first_asked_for(busy_threads: None) -> None:
+    for _ in range(200):
+        emission = Recorder().emit("Paid")
+        start = threading.Barrier(4)
+
+        def ask(emission: Emission = emission, start: threading.Barrier = start) -> str:
+            start.wait()
+            return emission.id
+
+        with ThreadPoolExecutor(4) as threads:
+            ids = {asked.result() for asked in [threads.submit(ask) for _ in range(4)]}
+        assert ids == {emission.id}
+
+
+def test_ids_are_random_uuids() -> None:
+    ids = {Recorder().emit("Paid").id for _ in range(1000)}
+    assert len(ids) == 1000
+    assert {(str(UUID(id)) == id, UUID(id).version, UUID(id).variant) for id in ids} == {
+        (True, 4, "specified in RFC 4122")
+    }
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda emission: pickle.loads(pickle.dumps(emission)),
+        dataclasses.replace,
+        copy.copy,
+        copy.deepcopy,
+    ],
+)
+def test_a_copy_of_an_emission_has_its_id(copied: Callable[[Emission], Emission]) -> None:
+    emission = Recorder().emit("Paid", 17)
+    other = copied(emission)
+    assert other == emission
+    assert other.id == emission.id
+
+
+def test_an_emission_stays_frozen() -> None:
+    emission = Recorder().emit("Paid")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        emission.event = "Refunded"  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="no attribute 'evnt'"):
+        emission.evnt  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_failure_callback_sees_what_its_handler_left_in_the_context(attempts: int, linker: type[EventLinker]) -> None:
+    """And the next attempt does not."""
+    seen: list[tuple[str, str]] = []
+
+    def fail() -> None:
+        seen.append(("handler", variable.get()))
+        variable.set("left")
+        raise ValueError
+
+    linker.subscribe(
+        "failing",
+        event_callback=fail,
+        failure_callback=lambda error: seen.append(("callback", variable.get())),
+        retry=Retry(max_attempts=attempts, delay=0.01),
+    )
+    AsyncIOEventEmitter(linker).emit("failing")
+    assert seen == [("handler", "unset")] * attempts + [("callback", "left")]
+    assert variable.get() == "unset"

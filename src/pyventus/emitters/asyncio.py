@@ -12,7 +12,16 @@ from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter, find_handlers_here, linker_of, logger, seconds_until
 from pyventus.errors import PyventusError
 from pyventus.linkers import EventLinker
-from pyventus.running import Job, handler_context, is_expired, jobs_of, process_loop, run_on_loop, run_until_final
+from pyventus.running import (
+    handler_context,
+    is_expired,
+    is_plain,
+    jobs_of,
+    process_loop,
+    run_on_loop,
+    run_plain,
+    run_until_final,
+)
 
 Runs = set[asyncio.Task[None]]
 
@@ -39,13 +48,11 @@ class AsyncIOEventEmitter(EventEmitter):
     def _process(self, emission: Emission) -> None:
         linker = linker_of(emission, self._linker)
         context = handler_context(emission)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            if not self._start_at_home(linker, emission, context):
-                _run_here(linker, emission, context)
-        else:
+        loop = asyncio._get_running_loop()
+        if loop is not None:
             self._start(loop, linker, emission, context)
+        elif not self._start_at_home(linker, emission, context):
+            _run_here(linker, emission, context)
 
     def _start(
         self, loop: asyncio.AbstractEventLoop, linker: type[EventLinker], emission: Emission, context: Context
@@ -97,22 +104,22 @@ async def _run(linker: type[EventLinker], emission: Emission) -> None:
     assert task is not None
     _home.set(asyncio.get_running_loop())
     _around.set((*(each for each in _around.get() if not each.done()), task))
-    await run_on_loop(_jobs(linker, emission, copy_context()))
+    handlers = [] if is_expired(emission) else find_handlers_here(linker, emission)
+    await run_on_loop(jobs_of(linker, handlers, emission, copy_context()))
 
 
 def _run_here(linker: type[EventLinker], emission: Emission, context: Context) -> None:
     inside: Runs = set()
     context.run(_inside.set, inside)
-    time.sleep(seconds_until(emission.due))
-    run_until_final(_jobs(linker, emission, context))
-    while running := inside.copy():
+    if emission.due is not None:
+        time.sleep(seconds_until(emission.due))
+    handlers = [] if is_expired(emission) else find_handlers_here(linker, emission)
+    if len(handlers) == 1 and is_plain(handlers[0]):
+        run_plain(handlers[0], emission, context)
+    else:
+        run_until_final(jobs_of(linker, handlers, emission, context))
+    while inside and (running := inside.copy()):
         process_loop().submit(asyncio.wait(running)).result()
-
-
-def _jobs(linker: type[EventLinker], emission: Emission, context: Context) -> list[Job]:
-    if is_expired(emission):
-        return []
-    return jobs_of(linker, find_handlers_here(linker, emission), emission, context)
 
 
 def _report(task: asyncio.Task[None], emission: Emission) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 from pyventus import native
-from pyventus.emission import Emission, new_id, now
+from pyventus.emission import Emission, make_emission, new_id, now
 from pyventus.errors import InvalidOption
 from pyventus.events import describe
 from pyventus.handlers import EventHandler, check_priority
@@ -65,8 +65,10 @@ class EventEmitter(ABC):
             InvalidEvent: ``event`` is not an event.
             EmitError: it was not, or may not have been, accepted.
         """
-        emission = self.prepare(event, *args, **kwargs)
-        self.send(emission)
+        emission = self._build(self._options.id, event, args, kwargs)
+        if self._debug:
+            self._say(emission)
+        self._process(emission)
         return emission
 
     async def aemit(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
@@ -77,21 +79,28 @@ class EventEmitter(ABC):
 
     def prepare(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
         """Build what `emit` would send, and send nothing."""
+        return self._build(self._options.id or new_id(), event, args, kwargs)
+
+    def _build(self, id: str | None, event: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Emission:
         name, version, bases = describe(event)
-        options, moment = self._options, now()
-        return Emission(
-            id=options.id or new_id(),
-            event=name,
-            version=version,
-            bases=bases,
-            args=args if version is None else (event, *args),
-            kwargs=kwargs,
-            timestamp=moment,
-            due=options.at if options.delay is None else moment + options.delay,
-            expires=moment + options.expires if isinstance(options.expires, timedelta) else options.expires,
-            priority=options.priority,
-            linker=self._linker.name,
-            headers=dict(options.headers),
+        options, moment = self._options, datetime.now(UTC)
+        due = options.at if options.delay is None else moment + options.delay
+        expires = options.expires
+        if expires is not None and not isinstance(expires, datetime):
+            expires = moment + expires
+        return make_emission(
+            id,
+            name,
+            version,
+            bases,
+            args if version is None else (event, *args),
+            kwargs,
+            moment,
+            due,
+            expires,
+            options.priority,
+            self._linker.name,
+            dict(options.headers),
         )
 
     def send(self, emission: Emission) -> Emission:
@@ -104,7 +113,10 @@ class EventEmitter(ABC):
         if not isinstance(emission, Emission):
             raise InvalidOption(f"send() takes an emission that prepare() made, not {emission!r}")
         if self._debug:
-            logger.info("Emission %s of %r emitted by %r", emission.id, emission.event, self)
+            self._say(emission)
+
+    def _say(self, emission: Emission) -> None:
+        logger.info("Emission %s of %r emitted by %r", emission.id, emission.event, self)
 
     async def asend(self, emission: Emission) -> Emission:
         """Like `send`, without ever blocking the running loop."""

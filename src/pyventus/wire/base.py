@@ -70,6 +70,15 @@ class ContentSerializer(ABC):
         Raises:
             Undecodable: the bytes do not fit this format, or the code of this process.
         """
+        event, args, kwargs = self.content(data)
+        return Emission(id="", event=event, args=args, kwargs=kwargs)
+
+    def content(self, data: bytes) -> Content:
+        """What the bytes carry.
+
+        Raises:
+            Undecodable: as `loads`.
+        """
         try:
             content = self.unpack(data)
         except Undecodable:
@@ -80,8 +89,7 @@ class ContentSerializer(ABC):
             ) from error
         if not _is_content(content):
             raise Undecodable(f"the {self.name} of the arguments is not an event name, a tuple and keyword arguments")
-        event, args, kwargs = content
-        return Emission(id="", event=event, args=args, kwargs=kwargs)
+        return content
 
 
 def _is_content(content: object) -> TypeGuard[Content]:
@@ -90,4 +98,4 @@ def _is_content(content: object) -> TypeGuard[Content]:
     event, args, kwargs = content
     if type(event) is not str or type(args) is not tuple or type(kwargs) is not dict:
         return False
-    return set(map(type, kwargs)) <= {str}
+    return all(type(name) is str for name in kwargs) if kwargs else True

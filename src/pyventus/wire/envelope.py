@@ -12,13 +12,14 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import call
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from pyventus.emission import Emission
+from pyventus.emission import Emission, make_emission
 from pyventus.errors import ConfigurationError, NotSerializable, Refused, Undecodable
-from pyventus.wire.base import ContentSerializer, Serializer
+from pyventus.wire.base import Content, ContentSerializer, Serializer
 
 if TYPE_CHECKING:
     from pyventus.wire.keyring import Keyring
@@ -57,10 +58,14 @@ class Envelope:
         Raises:
             Undecodable: the arguments do not fit the code of this process.
         """
-        loaded = self._load()
-        if isinstance(self.serializer, ContentSerializer) and loaded.event != self.emission.event:
+        event, args, kwargs = self._load()
+        if event != self.emission.event:
             raise Undecodable(f"the arguments of {self.emission.event!r} belong to an emission of another event")
-        return replace(self.emission, args=loaded.args, kwargs=loaded.kwargs)
+        head = self.emission
+        return make_emission(
+            head.id, event, head.version, head.bases, args, kwargs, head.timestamp, head.due, head.expires,
+            head.priority, head.linker, head.headers, head.attempt, head.replay, head.suspect, head.handlers,
+        )  # fmt: skip
 
     def reseal(
         self, emission: Emission, *, queue: str, message_id: str, keyring: Keyring, max_size: int | None = None
@@ -81,10 +86,13 @@ class Envelope:
         parts = _Parts(self.serializer.name, self._is_text, head, self._body)
         return _signed(parts, emission.event, keyring, max_size)
 
-    def _load(self) -> Emission:
+    def _load(self) -> Content:
+        serializer = self.serializer
         try:
             body = self._body.encode("ascii") if self._is_text else b64decode(self._body, validate=True)
-            loaded = self.serializer.loads(body)
+            if isinstance(serializer, ContentSerializer):
+                return serializer.content(body)
+            loaded = serializer.loads(body)
         except Undecodable:
             raise
         except Exception as error:
@@ -93,7 +101,7 @@ class Envelope:
             raise Undecodable(
                 f"serializer {self.serializer.name!r} must return an Emission with a tuple of args and a dict of kwargs"
             )
-        return loaded
+        return self.emission.event, loaded.args, dict(loaded.kwargs)
 
 
 def _is_loaded(loaded: object) -> bool:
@@ -233,13 +241,14 @@ def _check_tag(key_id: str, signed: str, tag: str, keyring: Keyring) -> None:
         if not is_unsigned:
             raise Refused("it is signed, and this queue has no secret to verify it with")
         return
-    keys = "the key" if len(keyring) == 1 else f"any of the {len(keyring)} keys"
     if is_unsigned:
         raise Refused("it is not signed, and this queue has a secret")
+    if keyring.verify(key_id, signed.encode("ascii"), tag):
+        return
+    keys = "the key" if len(keyring) == 1 else f"any of the {len(keyring)} keys"
     if key_id not in keyring.key_ids:
         raise Refused(f"it is signed with another key: not with {keys} of this queue")
-    if not keyring.verify(key_id, signed.encode("ascii"), tag):
-        raise Refused(f"its signature does not verify with {keys} of this queue")
+    raise Refused(f"its signature does not verify with {keys} of this queue")
 
 
 class _Parts(NamedTuple):
@@ -340,6 +349,9 @@ _HEAD: tuple[tuple[str, Callable[[object], bool], str], ...] = (
 )
 
 
+_FITS = tuple(fits for _, fits, _ in _HEAD)
+
+
 def _write_head(emission: Emission, queue: str, message_id: str) -> str:
     head = [
         queue,
@@ -372,7 +384,7 @@ def _read_head(text: str) -> tuple[str, str, Emission]:
         _malformed()
     if type(head) is not list or len(head) != len(_HEAD):
         _malformed()
-    if not all(fits(value) for value, (_, fits, _) in zip(head, _HEAD, strict=True)):
+    if not all(map(call, _FITS, head)):
         _malformed()
     queue, message_id, *of_emission = head
     return queue, message_id, _headed(*of_emission)
@@ -394,22 +406,11 @@ def _headed(
     priority: int | None,
     headers: dict[str, str],
 ) -> Emission:
-    return Emission(
-        id=id,
-        event=event,
-        version=version,
-        bases=tuple(bases),
-        linker=linker,
-        handlers=tuple(handlers),
-        attempt=attempt,
-        replay=replay,
-        suspect=suspect,
-        timestamp=_read_instant(timestamp),
-        due=None if due is None else _read_instant(due),
-        expires=None if expires is None else _read_instant(expires),
-        priority=priority,
-        headers=headers,
-    )
+    return make_emission(
+        id, event, version, tuple(bases), (), {}, _read_instant(timestamp),
+        None if due is None else _read_instant(due), None if expires is None else _read_instant(expires),
+        priority, linker, headers, attempt, replay, suspect, tuple(handlers),
+    )  # fmt: skip
 
 
 def _write_instant(name: str, value: Any) -> str | None:

@@ -74,9 +74,10 @@ class Keyring:
         """Whether a key of that id made ``tag`` for ``data``."""
         # Tags are compared as text: base64 has spare bits, so that two texts can stand for the same 32 bytes.
         given = tag.encode("ascii", "replace")
-        return any(
-            key.id == key_id and hmac.compare_digest(_tag(key, data).encode("ascii"), given) for key in self._keys
-        )
+        for key in self._keys:
+            if key.id == key_id and hmac.compare_digest(_tag(key, data).encode("ascii"), given):
+                return True
+        return False
 
     def __len__(self) -> int:
         return len(self._keys)

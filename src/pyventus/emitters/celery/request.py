@@ -20,6 +20,7 @@ HIDDEN_KWARGS = "{}"
 #: The fields of Celery's own request that the headers of a message, none of which is signed, may fill. Headers that
 #: Celery does not know, such as those of tracing, pass.
 _KEPT = frozenset({"eta", "headers", "id", "lang", "origin", "parent_id", "root_id", "task"})
+_DROPPED = frozenset(dir(Context)) - _KEPT
 _NEUTRAL: dict[str, Any] = {
     "argsrepr": HIDDEN_ARGS,
     "kwargsrepr": HIDDEN_KWARGS,
@@ -117,7 +118,7 @@ def _is_sealed(task: Any, text: str, message_id: str) -> bool:
 
 
 def _cleaned(headers: dict[str, Any]) -> dict[str, Any]:
-    known = {name: value for name, value in headers.items() if name in _KEPT or not hasattr(Context, name)}
+    known = {name: value for name, value in headers.items() if name not in _DROPPED}
     return {
         **known,
         **_NEUTRAL,
