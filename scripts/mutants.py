@@ -127,8 +127,8 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "publish a retry after acknowledging": Mutant(
         f"{CELERY}/delivery.py",
-        "self._store(self._retry(handler, owed.due))",
-        f"{LATER}self._store, [self._retry(handler, owed.due)]).start()",
+        "insist(partial(self._publish, self._retry(handler, owed.due)), PublishError)",
+        f"{LATER}self._publish, [self._retry(handler, owed.due), soon() + 9]).start()",
         f"{POISON}::test_what_follows_is_stored_before_the_acknowledgement",
     ),
 }  # fmt: skip

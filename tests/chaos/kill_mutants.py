@@ -19,14 +19,14 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "acknowledge before a retry is stored": (
         f"{CELERY}/delivery.py",
-        "self._store(self._retry(handler, owed.due))",
-        f"{LATER}self._store, [self._retry(handler, owed.due)]).start()",
+        "insist(partial(self._publish, self._retry(handler, owed.due)), PublishError)",
+        f"{LATER}self._publish, [self._retry(handler, owed.due), soon() + 9]).start()",
         f"{KILLS}[amqp-none]",
     ),
     "acknowledge before a forwarded handler is stored": (
         f"{CELERY}/delivery.py",
-        "self._store(*[self._alone(handler) for handler in elsewhere])",
-        f"{LATER}self._store, [self._alone(handler) for handler in elsewhere]).start()",
+        "self._unsent = [handler for handler in elsewhere if not self._is_sent(handler)]",
+        f"{LATER}lambda: [self._is_sent(handler) for handler in elsewhere]).start()",
         f"{KILLS}[amqp-none]",
     ),
     "acknowledge before a dead letter is kept": (

@@ -125,10 +125,11 @@ def on_publish(original: Any, self: Any, message: Any, end: float) -> None:
     at("amid-split", id)
 
 
-def on_store(original: Any, self: Any, *messages: Any) -> None:
-    original(self, *messages)
-    if len(messages) > 1:
+def on_forward(original: Any, self: Any, handlers: list[EventHandler]) -> list[EventHandler]:
+    here: list[EventHandler] = original(self, handlers)
+    if len(handlers) - len(here) > 1:
         at("after-split", self._emission.id)
+    return here
 
 
 def on_acknowledge(original: Any, self: Any) -> None:
@@ -174,7 +175,7 @@ wrap(EmissionRequest, "reject", on_reject)
 wrap(EmissionTask, "run", on_run)
 wrap(Claims, "take", on_take)
 wrap(Delivery, "_publish", on_publish)
-wrap(Delivery, "_store", on_store)
+wrap(Delivery, "_forward", on_forward)
 
 ledger: Any = make_ledger(LEDGER_URL) if LEDGER_URL else None
 if ledger is not None:
