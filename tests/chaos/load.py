@@ -88,6 +88,8 @@ class Crew:
             process.signal(signal.SIGTERM)
         for process in self._workers:
             process.stop(timeout=20)
+        self._ended += self._workers
+        self._workers.clear()
 
     def close(self) -> None:
         """End what is left of them, orphans included."""
