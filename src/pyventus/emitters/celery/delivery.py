@@ -23,7 +23,17 @@ from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost
 from pyventus.handlers import EventHandler
 from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
-from pyventus.running import Job, Result, handler_context, is_expired, job_of, run_in_thread, run_jobs, run_until_final
+from pyventus.running import (
+    Job,
+    Result,
+    handler_context,
+    is_expired,
+    job_of,
+    off_loop,
+    run_in_thread,
+    run_jobs,
+    run_until_final,
+)
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import Reason
@@ -210,12 +220,12 @@ class Delivery:
     def _run_claimed(self, handlers: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         """With a ledger each start of a handler is counted there, before it runs."""
         with _room.shared():
-            claimed = claims.take(handlers)
+            claimed = off_loop(partial(claims.take, handlers))
             if not any(claims.of(handler).deaths > 1 for handler in claimed):
                 return self._run_held(claimed, emission, claims)
-            claims.release()
+            off_loop(claims.release)
         with _room.alone():
-            return self._run_held(claims.take(handlers), emission, claims)
+            return self._run_held(off_loop(partial(claims.take, handlers)), emission, claims)
 
     def _run_held(self, claimed: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         with claims.held():
@@ -226,7 +236,7 @@ class Delivery:
                 results = self._run_jobs(hopeful, hopeless)
             except Exception:
                 # Of what is not settled. This process lives, so it is no death.
-                claims.release()
+                off_loop(claims.release)
                 raise
         if claims.elsewhere:
             insist(lambda _: self.again(claims.wait), PublishError)
@@ -235,7 +245,7 @@ class Delivery:
 
     def _run_jobs(self, jobs: list[Job], hopeless: Sequence[Job] = ()) -> list[Result]:
         results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
-        results += [run_in_thread(replace(job, retry=None), _lost()) for job in hopeless]
+        results += [off_loop(partial(run_in_thread, replace(job, retry=None), _lost())) for job in hopeless]
         self._follow_up(results)
         return results
 

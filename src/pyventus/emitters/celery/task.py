@@ -14,6 +14,7 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject
 from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld
 from pyventus.emitters.celery.request import EmissionRequest, read_message
 from pyventus.errors import HandlersFailed, Refused, Undecodable, Unhandled
+from pyventus.running import off_loop
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import Reason
@@ -113,7 +114,8 @@ class EmissionTask(Task):
             return self.emission_queue.open(text, self.request.id)
         except Refused as refusal:
             self._log_refusal(self.request.id, refusal)
-            self.emission_queue.dead_letters.keep_refused(self.request.id, text, refusal)
+            keep = self.emission_queue.dead_letters.keep_refused
+            off_loop(partial(keep, self.request.id, text, refusal))
             raise Ignore from None
 
     def _log_refusal(self, message_id: object, reason: Exception) -> None:
@@ -136,11 +138,11 @@ class EmissionTask(Task):
         """Publish a copy for later and have it confirmed; only then is the original acknowledged."""
         end = time.monotonic() + AGAIN_SECONDS
         try:
-            publish()
+            off_loop(publish)
         except Exception as error:
             logger.error("Emission %s of %r goes back to the queue: %r", *delivery.names, error)
             # It is back at once: without a pause the worker would spin.
-            time.sleep(max(0.0, end - time.monotonic()))
+            off_loop(partial(time.sleep, max(0.0, end - time.monotonic())))
             raise Reject(error, requeue=True) from None
         raise Ignore
 
