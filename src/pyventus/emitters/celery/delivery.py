@@ -25,6 +25,7 @@ from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
 from pyventus.running import (
     Job,
+    Middleware,
     Result,
     handler_context,
     is_expired,
@@ -75,10 +76,12 @@ class Delivery:
         queue: whose task runs.
         envelope: what the message carries.
         request: Celery's, of the task.
+        middleware: around the queue's own.
     """
 
-    def __init__(self, queue: Queue, envelope: Envelope, request: Any) -> None:
+    def __init__(self, queue: Queue, envelope: Envelope, request: Any, middleware: Sequence[Middleware] = ()) -> None:
         self._queue = queue
+        self._middleware = (*middleware, *queue.middleware)
         self._envelope = envelope
         self._emission = envelope.emission
         self._ids = (request.id, request.root_id or request.id)
@@ -256,12 +259,12 @@ class Delivery:
         return [self._job(handler, emission, context) for handler in handlers]
 
     def _job(self, handler: EventHandler, emission: Emission, context: Context) -> Job:
-        queue, claims = self._queue, self._claims
+        middleware, retry, claims = self._middleware, self._queue.retry, self._claims
         if claims is None:
-            return job_of(handler, emission, context, queue.middleware, queue.retry)
+            return job_of(handler, emission, context, middleware, retry)
         context = context.copy()
         context.run(current_claim.set, claims.of(handler))
-        return job_of(handler, emission, context, queue.middleware, queue.retry, claims.record)
+        return job_of(handler, emission, context, middleware, retry, claims.record)
 
     def _run_eagerly(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
         claimed = [handler for handler in handlers if linker.claim(handler, self._emission)]

@@ -79,10 +79,10 @@ class AsyncIOPool(BasePool):
 
     def on_apply(self, target: Callable[..., Any], args: Any, kwargs: Any, **options: Any) -> _Job:
         """Called for each task, in Celery's main thread or in that of its timer."""
-        is_emission = isinstance(self.app.tasks.get(args[0]), EmissionTask)
         soft = options.get("soft_timeout") or self.options.get("soft_timeout")
         hard = options.get("timeout") or self.options.get("timeout")
-        job = _Job(self, lambda: target(*args, **kwargs), options, is_emission, (soft, hard))
+        # Of a Request of Celery's, from 5.5 to 5.7, whose methods all callbacks are.
+        job = _Job(self, options["callback"].__self__, partial(target, *args, **kwargs), soft, hard)
         self._waiting.append(job)
         if not self._is_woken:  # Once for all that come in a burst.
             self._is_woken = True
@@ -174,19 +174,14 @@ class _Job:
     """A task on its way through the pool. Celery keeps a weak reference, to terminate it."""
 
     def __init__(
-        self, pool: AsyncIOPool, trace: Callable[[], Any], options: dict[str, Any], is_emission: bool,
-        limits: tuple[float | None, float | None],
-    ) -> None:  # fmt: skip
+        self, pool: AsyncIOPool, request: Any, trace: Callable[[], Any], soft: float | None, hard: float | None
+    ) -> None:
         self.is_terminated = False
         self._pool = pool
+        self._request = request
         self._trace = trace
-        self._accept: Callable[..., None] = options["accept_callback"]
-        self._succeed: Callable[[Any], None] = options["callback"]
-        self._fail: Callable[[Any], None] = options["error_callback"]
-        self._time_out: Callable[[bool, float], None] = options["timeout_callback"]
-        self._is_emission = is_emission
-        self._soft, self._hard = limits
-        self._id = options["correlation_id"]
+        self._is_emission = isinstance(request.task, EmissionTask)
+        self._soft, self._hard = soft, hard
         self._is_late = False
         self._task: asyncio.Task[None] | None = None
 
@@ -200,21 +195,26 @@ class _Job:
                 await asyncio.get_running_loop().run_in_executor(None, self._work)
 
     def _work(self) -> None:
+        request = self._request
         try:
-            self._accept(os.getpid(), time.monotonic())
+            if request.revoked():  # While it waited here.
+                return
+            request.on_accepted(os.getpid(), time.monotonic())
             if not self.is_terminated:
                 self._trace_and_tell()
         except BaseException as error:  # A SystemExit would end the loop.
-            logger.critical("A task's message is held until this worker ends, after %r", error, exc_info=error)
+            logger.critical(
+                "The message of task %s is held until this worker ends, after %r", request.id, error, exc_info=error
+            )
 
     def _trace_and_tell(self) -> None:
         try:
-            tell = partial(self._succeed, self._trace())
+            tell = partial(self._request.on_success, self._trace())
         except BaseException as error:
-            tell = partial(self._fail, _info(error))
+            tell = partial(self._request.on_failure, _info(error))
         if self._is_late:
-            self._time_out(False, self._hard or 0.0)
-        elif not self.is_terminated:
+            tell = partial(self._request.on_timeout, False, self._hard)
+        if not self.is_terminated:
             tell()
 
     # -- What ends it early -----------------------------------------------------------------------------------------
@@ -245,14 +245,14 @@ class _Job:
                 timer.cancel()
 
     def _pass_soft_limit(self) -> None:
-        self._time_out(True, self._soft or 0.0)
+        self._request.on_timeout(True, self._soft)
         self._cancel(SoftTimeLimitExceeded())
 
     def _pass_hard_limit(self) -> None:
         logger.error(
             "Task %s is still running after its hard time limit of %g s: its async handlers are cancelled, and what "
             "runs in a thread cannot be stopped; to have it killed, start the worker with -P prefork",
-            self._id, self._hard,
+            self._request.id, self._hard,
         )  # fmt: skip
         self._is_late = self._is_emission
         self._cancel()
