@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 from pyventus import native
@@ -295,6 +296,14 @@ async def _drive_on_loop(job: Job) -> Result:
         return result
 
 
+def handler_at(frame: FrameType) -> EventHandler | None:
+    """Whose way on the loop a frame is, if it is one."""
+    if frame.f_code is not _drive_on_loop.__code__:
+        return None
+    handler: EventHandler = frame.f_locals["job"].handler
+    return handler
+
+
 def _raise_if_cancelled(error: BaseException) -> None:
     """A handler may end in a CancelledError of its own making; only our own task being cancelled ends the job."""
     task = asyncio.current_task()
@@ -447,6 +456,9 @@ def run_jobs(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...] = ()) 
         jobs: what to run.
         interrupts: exceptions that come from outside even when a handler in this thread seems to raise them.
     """
+    if (wait_for := find_waiter()) is not None:
+        results_there: list[Result] = wait_for(_run_side_by_side(jobs, interrupts))
+        return results_there
     if len(jobs) == 1 and not jobs[0].handler.is_async:
         return [run_in_thread(jobs[0])]
     sync = [job for job in jobs if not job.handler.is_async]
@@ -564,16 +576,96 @@ def _cancel(futures: Iterable[Future[Result]]) -> None:
         future.cancel()
 
 
+# -- Waiting on the loop itself ---------------------------------------------------------------------------------
+# In one pool of workers the code that has handlers run is itself on the loop of the process, each task of Celery's in a
+# greenlet. It waits by leaving the loop to others; what a cancellation carries is raised there in its place.
+
+Waiter = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def _may_block() -> None:
+    """The answer where no such pool runs."""
+
+
+#: How the code that asks waits for a coroutine; None: it is not on the loop, and may block.
+find_waiter: Callable[[], Waiter | None] = _may_block
+
+
+def off_loop(call: Callable[[], T]) -> T:
+    """Make a call that may block, in a thread if need be; nothing interrupts the wait for that."""
+    if (wait_for := find_waiter()) is None:
+        return call()
+    future: Future[T] = _start_call(copy_context().run, call)
+    wait_for(_wait_through(future))
+    return future.result()
+
+
+def result_of(future: Future[T]) -> T:
+    """What becomes of a future."""
+    if not future.done() and (wait_for := find_waiter()) is not None:
+        wait_for(_wait_until_done(future))
+    return future.result()
+
+
+async def _wait_until_done(future: Future[Any]) -> None:
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    await done.wait()
+
+
+async def _wait_through(future: Future[Any]) -> None:
+    """Wait whatever comes; a cancellation then strikes at the next wait."""
+    cancelled = None
+    while not future.done():
+        try:
+            await _wait_until_done(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and (task := asyncio.current_task()) is not None:
+        task.cancel(*cancelled.args)
+
+
+async def _run_side_by_side(jobs: Sequence[Job], interrupts: tuple[type[Exception], ...]) -> list[Result]:
+    """What `run_jobs` does, on the loop; cancelled by what is no interrupt, it ends when the sync ones have ended."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(_drive_on_loop(job), context=job.context) for job in jobs]
+    interrupt: BaseException | None = None
+    while running := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError as cancelled:
+            interrupt = _carried(cancelled, interrupts)
+            for job, task in zip(jobs, tasks, strict=True):
+                if job.handler.is_async:
+                    task.cancel()
+    if isinstance(interrupt, asyncio.CancelledError):
+        raise interrupt
+    return [await _result_there(job, task, interrupt) for job, task in zip(jobs, tasks, strict=True)]
+
+
+def _carried(cancelled: asyncio.CancelledError, interrupts: tuple[type[Exception], ...]) -> BaseException:
+    return next((carried for carried in cancelled.args if isinstance(carried, interrupts)), cancelled)
+
+
+async def _result_there(job: Job, task: asyncio.Task[Result], interrupt: BaseException | None) -> Result:
+    try:
+        return task.result()
+    except asyncio.CancelledError as cancelled:
+        # Without an interrupt somebody else on the loop has cancelled it.
+        failure = interrupt or cancelled
+        return await asyncio.get_running_loop().run_in_executor(None, run_in_thread, job, failure)
+
+
 # -- The loop of a process ----------------------------------------------------------------------------------------
 
 
 class ProcessLoop:
     """An event loop in a thread of its own, shared by everything that runs ``async def`` callbacks in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
         self.pid = os.getpid()
         self.is_closing = False
-        self.loop = _new_event_loop()
+        self.loop = _native_loop() if native.is_patched() else new_loop()
         # Of asyncio's own, six threads on two cores, one sync callback would wait for another.
         self.loop.set_default_executor(_NativeThreads())
         self._stopped: Future[None] = native.shared(Future())
@@ -640,20 +732,22 @@ def _copy_outcome(task: asyncio.Task[T], future: Future[T]) -> None:
         future.set_result(task.result())
 
 
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """One that is not gevent's: its selector would wait for a hub that never runs."""
-    if native.is_patched():
-        return asyncio.SelectorEventLoop(native.unpatched("selectors", "DefaultSelector")())
-    return asyncio.new_event_loop()
+def _native_loop() -> asyncio.AbstractEventLoop:
+    """One that is not gevent's, whose selector would wait for a hub that never runs."""
+    return asyncio.SelectorEventLoop(native.unpatched("selectors", "DefaultSelector")())
 
 
 class _NativeThreads(ThreadPoolExecutor):
     """A native thread for each call, so that none waits for another."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = native.shared(Future())
-        native.start_thread(lambda: _settle(future, function, *args, **kwargs))
-        return future
+        return _start_call(function, *args, **kwargs)
+
+
+def _start_call(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    future: Future[T] = native.shared(Future())
+    native.start_thread(lambda: _settle(future, function, *args, **kwargs))
+    return future
 
 
 def _settle(future: Future[T], function: Callable[..., T], *args: Any, **kwargs: Any) -> None:
@@ -671,15 +765,15 @@ _loop: ProcessLoop | None = None
 _loop_lock = native.new_lock()
 
 
-def process_loop() -> ProcessLoop:
-    """The loop of this process; made when first asked for, and anew in a forked child."""
+def process_loop(new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> ProcessLoop:
+    """The loop of this process; made when first asked for, with ``new_loop``, and anew in a forked child."""
     global _loop
     loop = _loop
     if loop is None or loop.pid != os.getpid() or loop.loop.is_closed():
         with _loop_lock:
             loop = _loop
             if loop is None or loop.pid != os.getpid() or loop.loop.is_closed():
-                loop = _loop = ProcessLoop()
+                loop = _loop = ProcessLoop(new_loop)
     return loop
 
 

@@ -11,7 +11,7 @@ import pytest
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.suspects import MAX_STARTS
 from tests.brokers import Valkey
-from tests.functional.apps.support import new_emitter, service, wait_until
+from tests.functional.apps.support import ASYNCIO, new_emitter, service, wait_until
 
 
 @pytest.fixture(params=["redis", "sqlite"])
@@ -26,10 +26,14 @@ def send_again(emitter: CeleryEventEmitter, emission: Any, times: int) -> None:
         emitter.send(emission)
 
 
-def test_what_has_run_is_skipped(broker_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [{"pool": "threads"}, ASYNCIO], ids=["threads", "asyncio"])
+def test_what_has_run_is_skipped(
+    pool: dict[str, Any], broker_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path
+) -> None:
     """However often its message is delivered; what failed to the end stays failed."""
     emitter = new_emitter(broker_url, queue_name)
-    with service(broker_url, queue_name, tmp_path, pool="threads", concurrency=5, **ledger) as worker:
+    options = {**pool, "env": {**pool.get("env", {}), **ledger["env"]}}
+    with service(broker_url, queue_name, tmp_path, concurrency=5, **options) as worker:
         plain, flaky = emitter.prepare("Plain"), emitter.prepare("Flaky", 2)
         fails = emitter.prepare("Fails", "x")
         for emission in (plain, flaky, fails):

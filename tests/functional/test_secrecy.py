@@ -19,7 +19,7 @@ from celery.events.receiver import EventReceiver
 from pyventus import EventLinker
 from pyventus.emitters.celery import CeleryEventEmitter
 from tests.brokers import Valkey
-from tests.functional.apps.support import SECRET, new_queue, service, wait_until
+from tests.functional.apps.support import ASYNCIO, SECRET, new_queue, service, wait_until
 from tests.workers import Process
 
 CANARY = "canary-1f3a9c"
@@ -95,11 +95,11 @@ class Place:
         return answers
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads", "solo"])
+@pytest.fixture(scope="module", params=["prefork", "threads", "solo", "custom"])
 def place(request: pytest.FixtureRequest, broker: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     name = f"secrecy-{request.param}"
     watch = Watch(broker.url)
-    env = {"TEST_BACKEND": broker.url.replace("/0", "/1")}
+    env = {"TEST_BACKEND": broker.url.replace("/0", "/1"), **ASYNCIO["env"]}
     folder = tmp_path_factory.mktemp(name)
     with service(
         broker.url, name, folder, "-E", "-l", "DEBUG", app="quiet", pool=request.param, concurrency=1, env=env

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.brokers import Valkey
-from tests.functional.apps.support import BARRIER, new_emitter, service
+from tests.functional.apps.support import ASYNCIO, BARRIER, new_emitter, service
 from tests.workers import Process
 
 POOLS: dict[str, dict[str, Any]] = {
@@ -19,6 +19,7 @@ POOLS: dict[str, dict[str, Any]] = {
     "solo": {"pool": "solo"},
     "threads": {"pool": "threads", "concurrency": 4},
     "gevent": {"pool": "gevent", "concurrency": 4},
+    "asyncio": {**ASYNCIO, "concurrency": 4},
 }
 
 
@@ -78,7 +79,7 @@ def test_cold_shutdown_ends_what_runs_and_sends_it_back(pool: str, event: str, b
         worker.signal(signal.SIGINT)
         worker.wait_for("Warm shutdown")
         worker.signal(signal.SIGINT)
-        worker.wait_for("Restoring" if pool in ("solo", "threads") else "again will terminate")
+        worker.wait_for("Restoring" if pool in ("solo", "threads", "asyncio") else "again will terminate")
         if pool == "threads":
             file.touch()  # Python waits for the threads of such a pool, with or without Pyventus.
         worker.wait()
@@ -123,7 +124,7 @@ def test_children_that_autoscaling_ends_leave_their_lifespan(broker: Valkey, tmp
     assert sorted(left(log)) == sorted(entered(log))
 
 
-@pytest.fixture(scope="module", params=["threads", "gevent"])
+@pytest.fixture(scope="module", params=["threads", "gevent", "asyncio"])
 def side_by_side(
     request: pytest.FixtureRequest, broker: Valkey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Process, str]]:
@@ -131,7 +132,8 @@ def side_by_side(
     queue = f"side-{request.param}"
     # Kombu's default of 10 is too few for as many greenlets that acknowledge at once: the worker would reconnect.
     settings = {"broker_transport_options": {"max_connections": 100}}
-    with service(broker.url, queue, folder, pool=request.param, concurrency=50, settings=settings) as worker:
+    options = {**POOLS[request.param], "concurrency": 50}
+    with service(broker.url, queue, folder, settings=settings, **options) as worker:
         yield worker, queue
 
 

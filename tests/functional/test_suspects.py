@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyventus.emitters.celery.suspects import MAX_STARTS
 from tests.brokers import Valkey
-from tests.functional.apps.support import new_emitter, service, wait_until
+from tests.functional.apps.support import ASYNCIO, new_emitter, service, wait_until
 from tests.workers import Process
 
 
@@ -49,15 +50,18 @@ def test_a_neighbour_in_the_same_emission_is_not_given_up(
 
 
 @pytest.mark.timeout(120)
-def test_neighbours_in_the_same_process_are_not_given_up(amqp_url: str, queue_name: str, tmp_path: Path) -> None:
-    """In threads they die with it, again and again if they run with it."""
+@pytest.mark.parametrize("pool", [{"pool": "threads"}, ASYNCIO], ids=["threads", "asyncio"])
+def test_neighbours_in_the_same_process_are_not_given_up(
+    pool: dict[str, Any], amqp_url: str, queue_name: str, tmp_path: Path
+) -> None:
+    """In one process they die with it, again and again if they run with it."""
     file = tmp_path / "starts"
     emitter = new_emitter(amqp_url, queue_name)
     poison = emitter.emit("Poison", str(file))
     good = [emitter.emit("Tea", str(file)) for _ in range(20)]
     said = ""
     for _ in range(MAX_STARTS + 1):
-        with service(amqp_url, queue_name, tmp_path, pool="threads", concurrency=10) as worker:
+        with service(amqp_url, queue_name, tmp_path, concurrency=10, **pool) as worker:
 
             def is_over(before: str = said, worker: Process = worker) -> bool:
                 now = before + worker.log()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.brokers import FreezableProxy, Valkey
-from tests.functional.apps.support import new_emitter, service, wait_until
+from tests.functional.apps.support import ASYNCIO, new_emitter, service, wait_until
 from tests.workers import Process
 
 NOT_OURS = {
@@ -126,16 +126,18 @@ def test_cold_shutdown_leaves_the_message_to_the_next_worker(broker_url: str, qu
 # -- Pyventus' own errors ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("broker", "pool"), [("redis_url", "prefork"), ("amqp_url", "threads")])
+@pytest.mark.parametrize(
+    ("broker", "pool"), [("redis_url", {"pool": "prefork"}), ("amqp_url", {"pool": "threads"}), ("redis_url", ASYNCIO)]
+)
 def test_failing_lifespan_sends_the_emission_back(
-    broker: str, pool: str, queue_name: str, tmp_path: Path, request: pytest.FixtureRequest
+    broker: str, pool: dict[str, Any], queue_name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """It runs, once, when the lifespan works."""
     broker_url: str = request.getfixturevalue(broker)
     broken = tmp_path / "broken"
     broken.touch()
-    env = {"TEST_FAILS": str(broken)}
-    with service(broker_url, queue_name, tmp_path, pool=pool, concurrency=1, env=env) as worker:
+    options = {**pool, "env": {**pool.get("env", {}), "TEST_FAILS": str(broken)}}
+    with service(broker_url, queue_name, tmp_path, concurrency=1, **options) as worker:
         emission = new_emitter(broker_url, queue_name).emit("Plain")
         worker.wait_for(
             "lifespan fails", f"Emission {emission.id} of 'Plain' could not be run and is sent back for 5 s"
@@ -148,11 +150,15 @@ def test_failing_lifespan_sends_the_emission_back(
     assert worker.log().count(f"{emission.id} plain") == 1
 
 
-def test_soft_time_limit_in_the_lifespan_sends_the_emission_back(broker: Valkey, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", [{"pool": "prefork"}, ASYNCIO], ids=["prefork", "asyncio"])
+def test_soft_time_limit_in_the_lifespan_sends_the_emission_back(
+    pool: dict[str, Any], broker: Valkey, tmp_path: Path
+) -> None:
     """No handler has had its turn yet; the lifespan goes on opening meanwhile."""
-    options: dict[str, Any] = {"settings": {"task_soft_time_limit": 1}, "env": {"TEST_SLOW": "2"}}
-    with service(broker.url, "slow", tmp_path, pool="prefork", concurrency=1, **options) as worker:
-        emission = new_emitter(broker.url, "slow").emit("Plain")
+    options = {**pool, "settings": {"task_soft_time_limit": 1}, "env": {**pool.get("env", {}), "TEST_SLOW": "2"}}
+    queue = f"slow-{pool['pool']}"
+    with service(broker.url, queue, tmp_path, concurrency=1, **options) as worker:
+        emission = new_emitter(broker.url, queue).emit("Plain")
         worker.wait_for(f"Emission {emission.id} of 'Plain' could not be run and is sent back", "NotReady")
         worker.wait_for(f"{emission.id} plain", f"Plain[{emission.id}] succeeded")
     assert worker.log().count("lifespan entered") == 1

@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[3]
 SECRET = "the secret of the tests' queues, " * 2
 SECRETS = {name: f"the secret of the queue {name}, which is long" for name in ("first", "second", "other")}
 WAIT_SECONDS = 20.0
+# The two arguments of `service` that start a worker with the asyncio pool.
+ASYNCIO: dict[str, Any] = {
+    "pool": "custom",
+    "env": {"CELERY_CUSTOM_WORKER_POOL": "pyventus.emitters.celery.pool:AsyncIOPool"},
+}
 # How many handlers of "Meets" wait for one another.
 BARRIER = 20
 

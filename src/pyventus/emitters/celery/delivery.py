@@ -23,7 +23,18 @@ from pyventus.errors import HandlersFailed, PyventusError, Unhandled, WorkerLost
 from pyventus.handlers import EventHandler
 from pyventus.ledger.base import current_claim
 from pyventus.linkers import EventLinker, find_linker
-from pyventus.running import Job, Result, handler_context, is_expired, job_of, run_in_thread, run_jobs, run_until_final
+from pyventus.running import (
+    Job,
+    Middleware,
+    Result,
+    handler_context,
+    is_expired,
+    job_of,
+    off_loop,
+    run_in_thread,
+    run_jobs,
+    run_until_final,
+)
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import Reason
@@ -65,10 +76,12 @@ class Delivery:
         queue: whose task runs.
         envelope: what the message carries.
         request: Celery's, of the task.
+        middleware: around the queue's own.
     """
 
-    def __init__(self, queue: Queue, envelope: Envelope, request: Any) -> None:
+    def __init__(self, queue: Queue, envelope: Envelope, request: Any, middleware: Sequence[Middleware] = ()) -> None:
         self._queue = queue
+        self._middleware = (*middleware, *queue.middleware)
         self._envelope = envelope
         self._emission = envelope.emission
         self._ids = (request.id, request.root_id or request.id)
@@ -157,7 +170,7 @@ class Delivery:
     def _is_sent(self, handler: EventHandler) -> bool:
         """Try once: those that run here do not wait for a queue that cannot be reached, or declared."""
         try:
-            self._publish(self._alone(handler), soon())
+            off_loop(lambda: self._publish(self._alone(handler), soon()))
         except PublishError as error:
             logger.warning(
                 "Handler %s is sent on after those that run here, for now it could not: %s", handler.id, error
@@ -229,12 +242,12 @@ class Delivery:
     def _run_claimed(self, handlers: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         """With a ledger each start of a handler is counted there, before it runs."""
         with _room.shared():
-            claimed = claims.take(handlers)
+            claimed = off_loop(partial(claims.take, handlers))
             if not any(claims.of(handler).deaths > 1 for handler in claimed):
                 return self._run_held(claimed, emission, claims)
-            claims.release()
+            off_loop(claims.release)
         with _room.alone():
-            return self._run_held(claims.take(handlers), emission, claims)
+            return self._run_held(off_loop(partial(claims.take, handlers)), emission, claims)
 
     def _run_held(self, claimed: list[EventHandler], emission: Emission, claims: Claims) -> list[Result]:
         with claims.held():
@@ -245,7 +258,7 @@ class Delivery:
                 results = self._run_jobs(hopeful, hopeless)
             except Exception:
                 # Of what is not settled. This process lives, so it is no death.
-                claims.release()
+                off_loop(claims.release)
                 raise
         if claims.elsewhere:
             insist(lambda _: self.again(claims.wait), PublishError)
@@ -254,7 +267,7 @@ class Delivery:
 
     def _run_jobs(self, jobs: list[Job], hopeless: Sequence[Job] = ()) -> list[Result]:
         results = run_jobs(jobs, interrupts=(SoftTimeLimitExceeded,))
-        results += [run_in_thread(replace(job, retry=None), _lost()) for job in hopeless]
+        results += [off_loop(partial(run_in_thread, replace(job, retry=None), _lost())) for job in hopeless]
         self._follow_up(results)
         return results
 
@@ -265,12 +278,12 @@ class Delivery:
         return [self._job(handler, emission, context) for handler in handlers]
 
     def _job(self, handler: EventHandler, emission: Emission, context: Context) -> Job:
-        queue, claims = self._queue, self._claims
+        middleware, retry, claims = self._middleware, self._queue.retry, self._claims
         if claims is None:
-            return job_of(handler, emission, context, queue.middleware, queue.retry)
+            return job_of(handler, emission, context, middleware, retry)
         context = context.copy()
         context.run(current_claim.set, claims.of(handler))
-        return job_of(handler, emission, context, queue.middleware, queue.retry, claims.record)
+        return job_of(handler, emission, context, middleware, retry, claims.record)
 
     def _run_eagerly(self, linker: type[EventLinker], handlers: list[EventHandler]) -> None:
         claimed = [handler for handler in handlers if linker.claim(handler, self._emission)]

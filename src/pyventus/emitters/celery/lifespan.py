@@ -13,7 +13,7 @@ from typing import Any
 
 from pyventus import native
 from pyventus.errors import PyventusError
-from pyventus.running import process_loop
+from pyventus.running import process_loop, result_of
 
 logger = logging.getLogger("pyventus")
 
@@ -47,8 +47,10 @@ class Lifespan:
                 self._entered = _Entered(self._factory)
             entered = self._entered
         try:
-            return entered.state.result()
+            return result_of(entered.state)
         except (Exception, asyncio.CancelledError) as error:
+            if not entered.state.done() and isinstance(error, asyncio.CancelledError):
+                raise
             # Celery's soft time limit among them, which may interrupt the wait.
             raise NotReady(f"the lifespan of the queue was not entered: {error!r}") from error
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
+
+from pyventus.running import off_loop
 
 T = TypeVar("T")
 
@@ -30,6 +33,10 @@ def insist(attempt: Callable[[float], T], errors: type[Exception], but: type[Exc
         errors: after which it is called again.
         but: those of them after which it is not.
     """
+    return off_loop(partial(_insist, attempt, errors, but))
+
+
+def _insist(attempt: Callable[[float], T], errors: type[Exception], but: type[Exception] | tuple[()]) -> T:
     last = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

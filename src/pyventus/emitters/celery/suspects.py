@@ -11,9 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import NotFound
+
+from pyventus.running import off_loop
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -38,35 +41,50 @@ class Room:
     @contextmanager
     def shared(self) -> Generator[None]:
         """Run beside others; not while one runs alone, or waits for it."""
-        entered = 0
+        visit = _Visit()
         try:  # Celery's soft time limit may strike anywhere.
-            with self._changed:
-                self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone)
-                self._inside, entered = self._inside + 1, 1
+            if not self._enter_shared(visit, seconds=0):
+                off_loop(partial(self._enter_shared, visit))
             yield
         finally:
-            self._leave(by=entered)
+            self._leave(visit)
 
     @contextmanager
     def alone(self) -> Generator[None]:
         """Run when nothing else does, and let nothing else start meanwhile."""
-        entered = 0
+        visit = _Visit()
         try:
-            with self._changed:
-                self._waiting_alone += 1
-                try:
-                    self._changed.wait_for(lambda: self._inside == 0)
-                    self._inside = entered = -1
-                finally:
-                    self._waiting_alone -= 1
+            off_loop(partial(self._enter_alone, visit))
             yield
         finally:
-            self._leave(by=entered)
+            self._leave(visit)
 
-    def _leave(self, by: int) -> None:
+    def _enter_shared(self, visit: _Visit, seconds: float | None = None) -> bool:
         with self._changed:
-            self._inside -= by
+            if not self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone, seconds):
+                return False
+            self._inside, visit.weight = self._inside + 1, 1
+            return True
+
+    def _enter_alone(self, visit: _Visit) -> None:
+        with self._changed:
+            self._waiting_alone += 1
+            try:
+                self._changed.wait_for(lambda: self._inside == 0)
+                self._inside = visit.weight = -1
+            finally:
+                self._waiting_alone -= 1
+
+    def _leave(self, visit: _Visit) -> None:
+        with self._changed:
+            self._inside -= visit.weight
             self._changed.notify_all()
+
+
+class _Visit:
+    """What a visitor has added to those inside."""
+
+    weight = 0
 
 
 def count_start(queue: str, message_id: str) -> Action:

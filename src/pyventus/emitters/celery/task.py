@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
+from celery._state import pop_current_task, push_current_task
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 
+from pyventus import running
 from pyventus.emitters.base import first_this_minute
 from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld
 from pyventus.emitters.celery.request import EmissionRequest, read_message
 from pyventus.errors import HandlersFailed, Refused, Undecodable, Unhandled
+from pyventus.running import off_loop
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import Reason
+    from pyventus.emission import Emission
     from pyventus.emitters.celery.queue import Queue
+    from pyventus.handlers import EventHandler
+    from pyventus.running import Middleware
     from pyventus.wire import Envelope
 
 logger = logging.getLogger("pyventus")
@@ -85,7 +92,7 @@ class EmissionTask(Task):
             TooOld: it was due too long ago.
             Reject: an error of Pyventus' own, and the message could not be sent again; it goes back to the queue.
         """
-        delivery = Delivery(self.emission_queue, self._open(text), self.request)
+        delivery = Delivery(self.emission_queue, self._open(text), self.request, current_in_threads(self))
         try:
             self._deliver(delivery)
         except (HandlersFailed, *UNHANDLED):
@@ -116,7 +123,8 @@ class EmissionTask(Task):
             return self.emission_queue.open(text, self.request.id)
         except Refused as refusal:
             self._log_refusal(self.request.id, refusal)
-            self.emission_queue.dead_letters.keep_refused(self.request.id, text, refusal)
+            keep = self.emission_queue.dead_letters.keep_refused
+            off_loop(partial(keep, self.request.id, text, refusal))
             raise Ignore from None
 
     def _log_refusal(self, message_id: object, reason: Exception) -> None:
@@ -139,11 +147,11 @@ class EmissionTask(Task):
         """Publish a copy for later and have it confirmed; only then is the original acknowledged."""
         end = time.monotonic() + AGAIN_SECONDS
         try:
-            publish()
+            off_loop(publish)
         except Exception as error:
             logger.error("Emission %s of %r goes back to the queue: %r", *delivery.names, error)
             # It is back at once: without a pause the worker would spin.
-            time.sleep(max(0.0, end - time.monotonic()))
+            off_loop(partial(time.sleep, max(0.0, end - time.monotonic())))
             raise Reject(error, requeue=True) from None
         raise Ignore
 
@@ -152,6 +160,28 @@ def _reason(error: Exception) -> Reason:
     if isinstance(error, Unhandled):
         return "unhandled"
     return "undecodable" if isinstance(error, Undecodable) else "too old"
+
+
+def current_in_threads(task: EmissionTask) -> tuple[Middleware, ...]:
+    """What makes ``task`` Celery's current one around sync handlers, where none of them has the thread of the task."""
+    if running.find_waiter() is None:
+        return ()
+    request = task.request
+
+    @contextmanager
+    def current(_: Emission, handler: EventHandler) -> Generator[None]:
+        if handler.is_async:
+            yield
+            return
+        push_current_task(task)
+        task.request_stack.push(request)
+        try:
+            yield
+        finally:
+            task.request_stack.pop()
+            pop_current_task()
+
+    return (current,)
 
 
 def hold_invariants(task: EmissionTask | type[EmissionTask]) -> None:
