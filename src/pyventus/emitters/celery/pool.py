@@ -203,7 +203,7 @@ class _Job:
             if not self.is_terminated:
                 self._trace_and_tell()
         except BaseException as error:  # A SystemExit would end the loop.
-            logger.critical(
+            logger.error(
                 "The message of task %s is held until this worker ends, after %r", request.id, error, exc_info=error
             )
 
