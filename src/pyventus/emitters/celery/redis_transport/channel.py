@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from queue import Empty
 from typing import Any
 from uuid import uuid4
@@ -20,9 +21,9 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 from redis import Redis
-from redis.exceptions import ConnectionError, NoPermissionError, NoScriptError, ResponseError
 
 from pyventus.emitters.celery.redis_transport.keys import Keys
+from pyventus.emitters.celery.redis_transport.link import Link
 from pyventus.emitters.celery.redis_transport.scripts import FETCH, PARK
 from pyventus.emitters.celery.redis_transport.session import Session
 from pyventus.emitters.celery.redis_transport.waiting import Bell, Refused, Waiter
@@ -37,7 +38,7 @@ BLOCKING_SECONDS = 0.05
 # What is due sooner is left to Celery's own timer.
 HELD_SECONDS = 1.0
 PAUSE_SECONDS = 1.0
-# Of one answer, unless socket_timeout says otherwise.
+# For one answer, unless socket_timeout says otherwise.
 ANSWER_SECONDS = 10.0
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -78,7 +79,7 @@ class QoS(virtual.QoS):
         for tag in list(self._delivered):
             self.channel.session.requeue(tag)
         self._delivered.clear()
-        self.channel.session.flush()
+        self.channel.session.flush(self.channel.link)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """The channel is closed, or the process ends."""
@@ -107,7 +108,6 @@ class Channel(stock.Channel):
         self._consumers_of: dict[str, tuple[Callable[[Any], Any], bool]] = {}
         self._waiters: dict[str, Waiter] = {}
         self._bell: Bell | None = None
-        self._fetching: Any = None
         self._is_empty = False
         self._is_blocking = False
         self._paused_until = 0.0
@@ -119,19 +119,23 @@ class Channel(stock.Channel):
     def session(self) -> Session:
         """Of what it has in flight; a channel that only publishes never has one."""
         if self._own_session is None:
-            self._own_session = Session(self._session_pool(), self.keys, float(self.dead_after))
+            dead_after = float(self.dead_after)
+            # It waits for up to a third of that for one answer.
+            connect = self._connector(max(ANSWER_SECONDS, dead_after))
+            self._own_session = Session(connect, self.keys, dead_after)
         return self._own_session
 
-    def _session_pool(self) -> Any:
-        pool = self._get_pool()
-        # Its BLPOP lasts for up to a third of dead_after.
-        pool.connection_kwargs["socket_timeout"] = max(5.0, float(self.dead_after))
-        pool.connection_kwargs.setdefault("socket_connect_timeout", None)
-        return pool
+    def _connector(self, socket_timeout: float | None) -> Callable[[], Any]:
+        """Makes connections outside the pool, which is bounded, and without the hook by which kombu's poller notices
+        what closes; when the channel is closed, too.
+        """
+        pool = self.pool
+        return partial(pool.connection_class, **{**pool.connection_kwargs, "socket_timeout": socket_timeout})
 
-    def _new_connection(self, **options: Any) -> Any:
-        """Outside the pool, which is bounded, and without the hook by which kombu's poller notices what closes."""
-        return self.pool.connection_class(**{**self.pool.connection_kwargs, **options})
+    @cached_property
+    def link(self) -> Link:
+        """For what is to be answered at once."""
+        return Link(self._connector(self.socket_timeout or ANSWER_SECONDS))
 
     # -- Keys -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +155,7 @@ class Channel(stock.Channel):
         result = super().basic_consume(queue, no_ack, callback, consumer_tag, **options)
         if queue not in self._fanout_queues:
             self._consumers_of[queue] = callback, no_ack
-            self.session.watch(self._lists(queue))
+            self.session.watch(self.link, self._lists(queue))
             self._is_empty = False
         return result
 
@@ -163,13 +167,21 @@ class Channel(stock.Channel):
                 self._stop_waiting(each)
             if not self._closing:
                 self._give_back(lambda entry: entry.name == queue)
+                self._end_if_idle()
         return result
+
+    def _end_if_idle(self) -> None:
+        """Connections that Celery keeps in pools consume answers of remote control, and then no more for long."""
+        self.qos._flush()
+        if self._own_session is not None and not self._consumers_of and not self.qos._delivered:
+            self._own_session.release()
+            self._own_session = None
 
     def _give_back(self, is_meant: Callable[[Entry], bool]) -> None:
         """Put back what was fetched and not delivered."""
         meant = [entry for entry in self._fetched if is_meant(entry)]
         self._fetched = deque(entry for entry in self._fetched if not is_meant(entry))
-        self.session.give_back((entry.id, entry.queue, entry.content) for entry in reversed(meant))
+        self.session.give_back(self.link, ((entry.id, entry.queue, entry.content) for entry in reversed(meant)))
 
     def prepare(self) -> None:
         """Called before the loop waits: fetch when it can be read next, or wait for what comes."""
@@ -205,8 +217,7 @@ class Channel(stock.Channel):
         for _, queue in self._ordered():
             waiter = self._waiters.get(queue)
             if waiter is None:
-                connection = self._new_connection()
-                waiter = Waiter(connection, queue, self.keys.landing(queue), self.work_again)
+                waiter = Waiter(self._connector(None)(), queue, self.keys.landing(queue), self.work_again)
                 self._waiters[queue] = waiter
             waiter.start()
             self.connection.cycle.watch(self, waiter)
@@ -259,10 +270,10 @@ class Channel(stock.Channel):
         session, order = self.session, self._ordered()
         acked, first = session.acked(), session.next_ids(room)
         keys = [session.in_flight, self.keys.sessions, *self.keys.pairs(queue for _, queue in order)]
-        found = FETCH(self._execute, keys, session.id, first, room, *acked)
+        found = FETCH(self.link, keys, session.id, first, room, *acked)
         session.forget(acked)
         if found is None:  # It was taken for dead, or Redis was emptied.
-            session.beat()
+            session.beat(self.link)
             return
         for id, number, content in zip(range(first, first + room), found[::2], found[1::2], strict=False):
             name, queue = order[number]
@@ -270,22 +281,6 @@ class Channel(stock.Channel):
         self._is_empty = len(self._fetched) < room
         if self._fetched:
             self._queue_cycle.rotate(self._fetched[-1].name)
-
-    def _execute(self, *command: Any) -> Any:
-        """Send one command over the channel's own connection, once: a client that tries again may have been heard."""
-        if self._fetching is None:
-            timeout = self.pool.connection_kwargs.get("socket_timeout") or ANSWER_SECONDS
-            self._fetching = self._new_connection(socket_timeout=timeout)
-        try:
-            self._fetching.send_command(*command)
-            return self._fetching.read_response()
-        except (NoScriptError, NoPermissionError):
-            raise
-        except ResponseError as error:  # Which would end Celery's worker.
-            raise ConnectionError(str(error)) from error
-        except BaseException:
-            self._fetching.disconnect()
-            raise
 
     # -- Delivering -----------------------------------------------------------------------------------------------
 
@@ -318,7 +313,7 @@ class Channel(stock.Channel):
     def _park_again(self, entry: Entry, seconds: float) -> None:
         """What a stock producer has sent too early."""
         keys = [*self._parking(entry.queue), self.session.in_flight]
-        PARK(self._execute, keys, *_parked(entry.queue, seconds, entry.content), entry.id)
+        PARK(self.link, keys, *_parked(entry.queue, seconds, entry.content), entry.id)
 
     def _parking(self, queue: str) -> list[str]:
         return [self.keys.delayed(queue), self.keys.delays, self.keys.wake]
@@ -327,10 +322,10 @@ class Channel(stock.Channel):
         if no_ack:
             return super().basic_get(queue, no_ack=True, **options)
         lists = self._lists(queue)
-        self.session.watch(lists)
+        self.session.watch(self.link, lists)
         first = self.session.next_ids(1)
         keys = [self.session.in_flight, self.keys.sessions, *self.keys.pairs(lists)]
-        found: Any = FETCH(self._execute, keys, self.session.id, first, 1)
+        found: Any = FETCH(self.link, keys, self.session.id, first, 1)
         if not found:
             return None
         payload = _parse(found[1])
@@ -351,8 +346,7 @@ class Channel(stock.Channel):
         keys, args = self._parking(key), _parked(key, seconds, stock.dumps(message).encode())
         batch = options.get("_publish_batch")  # From kombu 5.7 on.
         if batch is None:
-            client: Any = Redis(connection_pool=self.pool)
-            PARK(client.execute_command, keys, *args)
+            PARK(self.link, keys, *args)
         else:
             batch.add("eval", PARK.text, len(keys), *keys, *args)
 
@@ -401,8 +395,7 @@ class Channel(stock.Channel):
         if self._own_session is not None and not self.closed:
             with suppress(*self.connection_errors):  # Then it is restored with all else.
                 self._give_back(lambda _: True)
-        if self._fetching is not None:
-            self._fetching.disconnect()
+        self.link.close()
         super().close()
 
     def _after_fork(self) -> None:
@@ -416,8 +409,8 @@ def _parse(content: bytes) -> Any:
     delivery = properties["delivery_info"]
     if not isinstance(delivery["exchange"], str) or not isinstance(delivery["routing_key"], str):
         raise TypeError("delivery_info")
-    if not isinstance(payload.get("headers") or {}, dict):
-        raise TypeError("headers")
+    if not isinstance(payload["body"], str) or not isinstance(payload.get("headers") or {}, dict):
+        raise TypeError("body or headers")
     return payload
 
 

@@ -17,11 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 from billiard.pool import ApplyResult
-from redis import ConnectionPool, Redis
 
 from pyventus.emitters.celery.redis_transport import upkeep
 from pyventus.emitters.celery.redis_transport.keys import Keys
-from pyventus.emitters.celery.redis_transport.scripts import BEAT, RESTORE
+from pyventus.emitters.celery.redis_transport.link import Link
+from pyventus.emitters.celery.redis_transport.scripts import BEAT, RESTORE, Execute
 from pyventus.running import start_native_thread
 
 logger = logging.getLogger("pyventus")
@@ -37,17 +37,16 @@ class Session:
     """A worker, as far as Redis knows it.
 
     Args:
-        pool: of connections, for it alone.
+        connect: makes a connection to Redis.
         keys: all keys.
         dead_after: seconds without a heartbeat after which others take its messages.
     """
 
-    def __init__(self, pool: ConnectionPool, keys: Keys, dead_after: float) -> None:
+    def __init__(self, connect: Callable[[], Any], keys: Keys, dead_after: float) -> None:
         self.id = uuid4().hex
         self.keys = keys
         self.in_flight = keys.in_flight(self.id)
-        self._pool = pool
-        self._execute: Callable[..., Any] = Redis(connection_pool=pool).execute_command
+        self._connect = connect
         self._dead_after = dead_after
         self._interval = dead_after / 3
         self._pid = os.getpid()
@@ -65,19 +64,19 @@ class Session:
         self._doubtful: set[str] = set()
         self._reported = -REPORT_SECONDS
 
-    def watch(self, queues: Iterable[str]) -> None:
+    def watch(self, execute: Execute, queues: Iterable[str]) -> None:
         """Be there for these queues too; the first time, register and start the threads."""
         self._queues = list(dict.fromkeys([*self._queues, *queues]))
         if not self._is_registered:
-            self.beat()
+            self.beat(execute)
             start_native_thread(self._pulse)
             start_native_thread(self._flush_soon)
 
-    def beat(self) -> None:
+    def beat(self, execute: Execute) -> None:
         """Say that it lives."""
         keys = self.keys
         is_new = BEAT(
-            self._execute,
+            execute,
             [keys.alive(self.id), keys.sessions, keys.suspects, *keys.pairs(self._queues)],
             self.id, int(self._dead_after * 1000), json.dumps(self._queues),
         )  # fmt: skip
@@ -120,22 +119,22 @@ class Session:
         for id in ids:
             self._acked.pop(id, None)
 
-    def flush(self) -> None:
+    def flush(self, execute: Execute) -> None:
         """Send what was acknowledged and requeued."""
         while acked := self.acked():
-            self._execute("HDEL", self.in_flight, *acked)
+            execute("HDEL", self.in_flight, *acked)
             self.forget(acked)
         requeued = list(self._requeued)
         if requeued:
-            upkeep.restore(self._execute, self.keys, self.id, requeued, push="LPUSH")
+            upkeep.restore(execute, self.keys, self.id, requeued, push="LPUSH")
             for id in requeued:
                 self._requeued.pop(id, None)
 
-    def give_back(self, entries: Iterable[tuple[str, str, bytes]]) -> None:
+    def give_back(self, execute: Execute, entries: Iterable[tuple[str, str, bytes]]) -> None:
         """Put entries back that were never delivered: ids, queues and bytes, the newest first."""
         moves = [part for entry in entries for part in entry]
         if moves:
-            RESTORE(self._execute, [self.in_flight], "RPUSH", *moves)
+            RESTORE(execute, [self.in_flight], "RPUSH", *moves)
 
     # -- The end --------------------------------------------------------------------------------------------------
 
@@ -145,29 +144,33 @@ class Session:
             return
         self._is_released = True
         self._queued = _tags(self, _queued_requests())
+        # Not its channel's, which may be broken, nor that of a thread.
+        link = Link(self._connect)
         try:
-            self.flush()
-            self._restore(upkeep.ids_in_flight(self._execute, self.keys, self.id) - self._running())
-            self._settle()
+            self.flush(link)
+            self._restore(link, upkeep.ids_in_flight(link, self.keys, self.id) - self._running())
+            self._settle(link)
         except Exception as error:
             logger.warning("What this worker had taken and not run is given back later: %r", error)
+        finally:
+            link.close()
 
-    def _settle(self) -> None:
+    def _settle(self, execute: Execute) -> None:
         """End, if nothing is left; what nobody runs, and nobody acknowledged at two looks, is given back."""
-        self.flush()
+        self.flush(execute)
         running = self._running()
-        idle = upkeep.ids_in_flight(self._execute, self.keys, self.id) - running
-        self._restore(idle & self._doubtful)
+        idle = upkeep.ids_in_flight(execute, self.keys, self.id) - running
+        self._restore(execute, idle & self._doubtful)
         self._doubtful = idle
         if not idle and not running:
             # Not removed: whoever finds it dead puts back what may yet be moved out of its queues for it.
-            self._execute("PEXPIRE", self.keys.alive(self.id), 1)
+            execute("PEXPIRE", self.keys.alive(self.id), 1)
             self._is_over = True
             self._unflushed.put(None)
 
-    def _restore(self, ids: Collection[str]) -> None:
+    def _restore(self, execute: Execute, ids: Collection[str]) -> None:
         unfinished = set(ids) - set(self._acked)
-        upkeep.restore(self._execute, self.keys, self.id, unfinished)
+        upkeep.restore(execute, self.keys, self.id, unfinished)
 
     def _running(self) -> set[str]:
         """Ids of what this process still runs, or is going to; none in a worker that ends."""
@@ -181,54 +184,56 @@ class Session:
     # -- Threads --------------------------------------------------------------------------------------------------
 
     def _flush_soon(self) -> None:
+        link = Link(self._connect)
         while not self._is_over:
             self._unflushed.get()
             time.sleep(FLUSH_SECONDS)
             try:
-                self.flush()
+                self.flush(link)
             except Exception as error:
                 self._report(error)
                 time.sleep(RETRY_SECONDS)
                 self._unflushed.put(None)
+        link.close()
 
     def _pulse(self) -> None:
+        link = Link(self._connect)
         next_beat = 0.0
         while not self._is_over:
             try:
                 if time.monotonic() >= next_beat:
                     next_beat = time.monotonic() + self._interval
-                    self._care()
-                self._wait_until_due(next_beat)
+                    self._care(link)
+                self._wait_until_due(link, next_beat)
             except Exception as error:
                 self._report(error)
                 time.sleep(min(RETRY_SECONDS, self._interval))
                 next_beat = 0.0
-        self._pool.disconnect()
+        link.close()
 
-    def _care(self) -> None:
-        self.beat()
-        upkeep.sweep(self._execute, self.keys, 0.8 * self._interval)
+    def _care(self, execute: Execute) -> None:
+        self.beat(execute)
+        upkeep.sweep(execute, self.keys, 0.8 * self._interval)
         if self._is_released:
-            self._settle()
+            self._settle(execute)
 
-    def _wait_until_due(self, end: float) -> None:
+    def _wait_until_due(self, execute: Execute, end: float) -> None:
         """Move what is due, and wait until something else is, or until ``end``."""
-        due = upkeep.promote(self._execute, self.keys)
+        due = upkeep.promote(execute, self.keys)
         seconds = end - time.monotonic() if due is None else min(due, end - time.monotonic())
         if seconds <= 0 or self._is_over:
             return
         # In whole milliseconds, as Redis counts: and 0 would be for ever.
-        was_woken = self._execute("BLPOP", self.keys.wake, max(0.001, round(seconds, 3)))
-        if was_woken:
-            self._pass_on()
+        if execute("BLPOP", self.keys.wake, max(0.001, round(seconds, 3))):
+            self._pass_on(execute)
 
-    def _pass_on(self) -> None:
+    def _pass_on(self, execute: Execute) -> None:
         """What woke a session that has ended meanwhile was meant for one that goes on."""
         if self._is_over:
-            self._execute("LPUSH", self.keys.wake, "")
+            execute("LPUSH", self.keys.wake, "")
 
     def _report(self, error: Exception) -> None:
-        if not self._is_over and time.monotonic() - self._reported >= REPORT_SECONDS:
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
             logger.warning("The heartbeat or acknowledgements could not be sent, which is tried again: %r", error)
 

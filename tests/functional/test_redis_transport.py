@@ -1,0 +1,405 @@
+"""``pyventus-redis://`` under plain Celery: real workers, and channels side by side, on a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Exchange, Queue
+
+from pyventus.emitters.celery.redis_transport import keys as places
+from pyventus.emitters.celery.redis_transport import upkeep
+from tests.brokers import Valkey
+from tests.functional.apps.support import wait_until
+
+OPTIONS = {"dead_after": 1.5}
+KEYS = places.Keys("")
+
+
+@pytest.fixture
+def url(redis_url: str) -> str:
+    return f"pyventus-{redis_url}"
+
+
+@pytest.fixture
+def client(valkey: Valkey, redis_url: str) -> Iterator[redis.Redis]:
+    with valkey.client() as client:
+        yield client
+
+
+def connect(url: str, **options: Any) -> Connection:
+    return Connection(url, transport_options={**OPTIONS, **options})
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    with connect(url) as connection:
+        yield connection
+
+
+def consume(channel: Any, queue: str, prefetch: int = 0, *, no_ack: bool = False) -> list[Any]:
+    """What comes, as it comes."""
+    got: list[Any] = []
+    channel.basic_qos(0, prefetch, False)
+    channel.queue_declare(queue)
+    channel.basic_consume(queue, no_ack, got.append, f"tag of {queue}")
+    return got
+
+
+def publish(connection: Connection, queue: str, *texts: str, **options: Any) -> None:
+    for text in texts:
+        connection.Producer().publish(text, routing_key=queue, **options)
+
+
+def drain(connection: Connection, condition: Callable[[], Any], what: str = "what was waited for") -> None:
+    def is_true() -> bool:
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(timeout=0.05)
+        return bool(condition())
+
+    wait_until(is_true, what)
+
+
+def texts(messages: list[Any]) -> list[str]:
+    return [message.payload for message in messages]
+
+
+def in_flight(client: redis.Redis) -> int:
+    return sum(client.hlen(key) for key in client.keys("*pyventus:in-flight:*"))
+
+
+def is_quiet(client: redis.Redis, queue: str) -> bool:
+    """Nothing waits, and nothing is in flight."""
+    return not (in_flight(client) or client.exists(queue, KEYS.landing(queue)))
+
+
+# -- One channel --------------------------------------------------------------------------------------------------
+
+
+def test_delivered_acknowledged_and_forgotten(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    got = consume(channel, queue_name)
+    publish(connection, queue_name, "a", "b")
+    drain(connection, lambda: len(got) == 2)
+    assert texts(got) == ["a", "b"]
+    assert in_flight(client) == 2
+    for message in got:
+        message.ack()
+    wait_until(lambda: is_quiet(client, queue_name), "both are forgotten")
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_prefetch_bounds_what_is_fetched(
+    connection: Connection, client: redis.Redis, queue_name: str, prefetch: int
+) -> None:
+    channel = connection.channel()
+    publish(connection, queue_name, *"abcde")
+    got = consume(channel, queue_name, prefetch)
+    drain(connection, lambda: len(got) == prefetch)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)
+    assert client.llen(queue_name) == 5 - prefetch
+    got[0].ack()
+    drain(connection, lambda: len(got) == prefetch + 1)
+    assert texts(got) == list("abcde")[: prefetch + 1]
+
+
+def test_a_full_channel_lets_others_take_what_comes(
+    url: str, connection: Connection, client: redis.Redis, queue_name: str
+) -> None:
+    """Also on the lists of other priorities, on which it had begun to wait."""
+    got = consume(connection.channel(), queue_name, 1)
+    with connect(url) as other:
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        publish(other, queue_name, "a")
+        drain(connection, lambda: got)
+        publish(other, queue_name, "b", priority=9)
+        others = consume(other.channel(), queue_name, 1)
+        drain(other, lambda: others)
+        assert texts(others) == ["b"]
+
+
+def test_the_most_urgent_first(connection: Connection, queue_name: str) -> None:
+    """On Redis 0 is served first."""
+    channel = connection.channel()
+    for priority in (9, 3, 0, 6):
+        publish(connection, queue_name, str(priority), priority=priority)
+    got = consume(channel, queue_name)
+    drain(connection, lambda: len(got) == 4)
+    assert texts(got) == ["0", "3", "6", "9"]
+
+
+def test_queues_take_turns(connection: Connection, queue_name: str) -> None:
+    channel = connection.channel()
+    queues = [f"{queue_name}.one", f"{queue_name}.two"]
+    got: list[Any] = []
+    for queue in queues:
+        publish(connection, queue, *[queue] * 4)
+        channel.basic_qos(0, 2, False)
+        channel.basic_consume(queue, False, got.append, queue)
+    for count in range(1, 9):
+        drain(connection, lambda count=count: len(got) >= count)
+        got[count - 1].ack()
+    assert sorted(set(texts(got)[:4])) == queues
+
+
+def test_cancelled_consumer_gives_back(url: str, connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    got = consume(channel, queue_name, 2)
+    channel.basic_cancel(f"tag of {queue_name}")
+    publish(connection, queue_name, "a")
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.2)
+    assert got == []
+    with connect(url) as other:
+        others = consume(other.channel(), queue_name)
+        drain(other, lambda: others)
+        assert not others[0].delivery_info.get("redelivered")
+
+
+def test_reject(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    got = consume(connection.channel(), queue_name)
+    publish(connection, queue_name, "a")
+    drain(connection, lambda: got)
+    got[0].reject(requeue=True)
+    drain(connection, lambda: len(got) == 2)
+    assert got[1].delivery_info["redelivered"]
+    assert got[1].headers["redelivered"]
+    got[1].reject()
+    wait_until(lambda: is_quiet(client, queue_name), "it is gone")
+
+
+def test_recover(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    got = consume(channel, queue_name)
+    publish(connection, queue_name, "a", "b")
+    drain(connection, lambda: len(got) == 2)
+    channel.basic_recover(requeue=True)
+    drain(connection, lambda: len(got) == 4)
+    assert all(message.delivery_info["redelivered"] for message in got[2:])
+
+
+def test_closed_channel_gives_back_what_is_unacknowledged(
+    connection: Connection, client: redis.Redis, queue_name: str
+) -> None:
+    channel = connection.channel()
+    got = consume(channel, queue_name)
+    publish(connection, queue_name, *"abc")
+    drain(connection, lambda: len(got) == 3)
+    got[1].ack()
+    channel.close()
+    waiting = [json.loads(entry) for entry in reversed(client.lrange(queue_name, 0, -1))]
+    assert len(waiting) == 2
+    assert all(message["headers"]["redelivered"] for message in waiting)
+    assert in_flight(client) == 0
+
+
+def test_get(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    assert channel.basic_get(queue_name) is None
+    publish(connection, queue_name, "a", "b")
+    first, second = channel.basic_get(queue_name), channel.basic_get(queue_name, no_ack=True)
+    assert texts([first, second]) == ["a", "b"]
+    assert in_flight(client) == 1
+    first.ack()
+    wait_until(lambda: is_quiet(client, queue_name), "it is forgotten")
+
+
+def test_counts_purge_and_delete(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    queue = Queue(queue_name, Exchange(queue_name), queue_name)(channel)
+    queue.declare()
+    with pytest.raises(connection.channel_errors):
+        channel.queue_declare(queue_name, passive=True)
+    publish(connection, queue_name, "a", exchange=queue_name)
+    publish(connection, queue_name, "b", exchange=queue_name, priority=9)
+    eta = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    publish(connection, queue_name, "c", exchange=queue_name, headers={"eta": eta})
+    assert channel.queue_declare(queue_name, passive=True).message_count == 2
+    assert queue.purge() == 3
+    publish(connection, queue_name, "d", exchange=queue_name, headers={"eta": eta})
+    queue.delete()
+    assert [key for key in client.keys("*") if queue_name.encode() in key] == []
+    assert client.zcard(KEYS.delays) == 0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [b"no JSON", b"\xff", b"[1]", b"{}", b"null", b"[" * 200_000, b'{"properties": {"delivery_info": 1}}'],
+)
+def test_what_is_no_message_is_dropped(
+    connection: Connection, client: redis.Redis, queue_name: str, entry: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.lpush(queue_name, entry)
+    publish(connection, queue_name, "a")
+    with caplog.at_level(logging.ERROR, "pyventus"):
+        got = consume(connection.channel(), queue_name)
+        drain(connection, lambda: got)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "pyventus"]
+    assert line.startswith(f"An entry of queue {queue_name!r} that is no message was dropped")
+    got[0].ack()
+    wait_until(lambda: is_quiet(client, queue_name), "both are gone")
+
+
+def test_stock_producers_and_consumers(
+    url: str, redis_url: str, connection: Connection, client: redis.Redis, queue_name: str
+) -> None:
+    with Connection(redis_url) as stock:
+        publish(stock, queue_name, "to ours", priority=6)
+        got = consume(connection.channel(), queue_name)
+        drain(connection, lambda: got)
+        assert texts(got) == ["to ours"]
+        publish(connection, f"{queue_name}.stock", "to theirs", priority=6)
+        theirs = consume(stock.channel(), f"{queue_name}.stock")
+        drain(stock, lambda: theirs)
+        assert texts(theirs) == ["to theirs"]
+
+
+def test_prefix(url: str, client: redis.Redis, queue_name: str) -> None:
+    with connect(url, global_keyprefix="mine:") as connection:
+        channel = connection.channel()
+        got = consume(channel, queue_name)
+        publish(connection, queue_name, "a")
+        eta = (datetime.now(UTC) + timedelta(seconds=0.3)).isoformat()
+        publish(connection, queue_name, "b", headers={"eta": eta})
+        drain(connection, lambda: len(got) == 2)
+        publish(connection, queue_name, "c", headers={"eta": (datetime.now(UTC) + timedelta(hours=1)).isoformat()})
+        channel.close()
+        found = client.keys("*")
+        assert found
+        assert all(key.startswith(b"mine:") for key in found)
+        assert client.llen(f"mine:{queue_name}") == 2
+
+
+# -- Delays -------------------------------------------------------------------------------------------------------
+
+
+def send_later(connection: Connection, queue: str, text: str, seconds: float) -> None:
+    eta = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+    publish(connection, queue, text, headers={"eta": eta})
+
+
+def test_delayed_messages_wait_in_redis(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = connection.channel()
+    got = consume(channel, queue_name, 1)
+    send_later(connection, queue_name, "far", 3600)
+    send_later(connection, queue_name, "second", 1.2)
+    send_later(connection, queue_name, "first", 0.3)
+    assert client.llen(queue_name) == 0
+    assert client.zcard(KEYS.delayed(queue_name)) == 3
+    drain(connection, lambda: len(got) == 1)
+    got[0].ack()
+    drain(connection, lambda: len(got) == 2)
+    assert texts(got) == ["first", "second"]
+    assert client.zcard(KEYS.delayed(queue_name)) == 1
+    assert not got[1].delivery_info.get("redelivered")
+
+
+def test_what_a_stock_producer_sends_early_is_put_away(
+    redis_url: str, connection: Connection, client: redis.Redis, queue_name: str
+) -> None:
+    with Connection(redis_url) as stock:
+        send_later(stock, queue_name, "far", 3600)
+        publish(stock, queue_name, "near")
+    got = consume(connection.channel(), queue_name, 1)
+    drain(connection, lambda: got)
+    assert texts(got) == ["near"]
+    assert client.zcard(KEYS.delayed(queue_name)) == 1
+    assert in_flight(client) == 1
+
+
+# -- The dead and the frozen --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpse(client: redis.Redis, queue_name: str) -> str:
+    """A session that has died with two messages in flight, and one in the landing list of its queue."""
+    message = {"body": "x", "headers": {}, "properties": {"delivery_info": {"exchange": "", "routing_key": queue_name}}}
+    client.hset(KEYS.sessions, "corpse", json.dumps([queue_name]))
+    for id in ("9", "10"):
+        entry = json.dumps({**message, "body": id})
+        client.hset(KEYS.in_flight("corpse"), id, f"{len(queue_name)}:{queue_name}{entry}")
+    client.lpush(KEYS.landing(queue_name), json.dumps({**message, "body": "landed"}))
+    return "corpse"
+
+
+def look(client: redis.Redis, interval: float = 0.2) -> None:
+    upkeep.sweep(client.execute_command, KEYS, interval)
+
+
+def test_what_the_dead_had_is_delivered_again(client: redis.Redis, queue_name: str, corpse: str) -> None:
+    look(client)
+    assert client.llen(queue_name) == 0, "one look is not enough"
+    wait_until(lambda: look(client) or client.llen(queue_name), "it is found dead")
+    waiting = [json.loads(entry) for entry in reversed(client.lrange(queue_name, 0, -1))]
+    assert [message["body"] for message in waiting] == ["landed", "9", "10"]
+    assert [message["headers"].get("redelivered", False) for message in waiting] == [False, True, True]
+    assert client.keys("pyventus:in-flight:*") == []
+    assert client.hlen(KEYS.sessions) == 0
+
+
+def test_who_lives_again_keeps_its_messages(client: redis.Redis, queue_name: str, corpse: str) -> None:
+    """It says so between the moment at which it was found dead and that at which its messages are moved."""
+    client.set(KEYS.alive(corpse), "")
+    assert upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True) == 0
+    assert client.llen(queue_name) == 0
+    assert client.hlen(KEYS.in_flight(corpse)) == 2
+
+
+def test_a_restorer_that_dies_has_lost_and_doubled_nothing(
+    client: redis.Redis, queue_name: str, corpse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PAGE", 1)
+    calls = 0
+
+    def dies(*command: Any) -> Any:
+        nonlocal calls
+        calls += command[0] == "HMGET"
+        if calls == 2:
+            raise KeyboardInterrupt
+        return client.execute_command(*command)
+
+    with pytest.raises(KeyboardInterrupt):
+        upkeep.restore(dies, KEYS, corpse, ["9", "10"], is_dead=True)
+    upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
+    upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
+    assert [json.loads(entry)["body"] for entry in client.lrange(queue_name, 0, -1)] == ["10", "9"]
+
+
+def test_emptied_redis(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    """Nothing of what was is acknowledged into what is."""
+    got = consume(connection.channel(), queue_name)
+    publish(connection, queue_name, "a")
+    drain(connection, lambda: got)
+    client.flushall()
+    publish(connection, queue_name, "b", "c")
+    drain(connection, lambda: len(got) == 3)
+    got[0].ack()
+    got[1].ack()
+    wait_until(lambda: in_flight(client) == 1, "what was acknowledged is forgotten")
+    assert client.hlen(KEYS.sessions) == 1
+
+
+def test_full_redis_is_emptied(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    """At its limit it refuses commands that could need memory, and it is for the workers to make room."""
+    publish(connection, queue_name, *"abc")
+    client.config_set("maxmemory", "1mb")
+    try:
+        got = consume(connection.channel(), queue_name)
+        drain(connection, lambda: len(got) == 3)
+        for message in got:
+            message.ack()
+        wait_until(lambda: is_quiet(client, queue_name), "all are forgotten")
+        time_to_beat = client.pttl(client.keys("pyventus:alive:*")[0])
+        wait_until(lambda: client.pttl(client.keys("pyventus:alive:*")[0]) > time_to_beat - 100, "another heartbeat")
+    finally:
+        client.config_set("maxmemory", "0")
+    publish(connection, queue_name, "d")
+    drain(connection, lambda: len(got) == 4)
