@@ -43,15 +43,15 @@ class Broker:
 
     @property
     def is_redis(self) -> bool:
-        return self.url.startswith("redis")
+        return not self.url.startswith("amqp")
 
 
-@pytest.fixture(params=["redis", "amqp"])
+@pytest.fixture(params=["redis", "own", "amqp"])
 def broker(request: pytest.FixtureRequest, queue_name: str) -> Iterator[Broker]:
     """RabbitMQ, or a Redis of its own that has written what it has answered."""
-    if request.param == "redis":
+    if request.param != "amqp":
         with Valkey(appendonly="yes", appendfsync="always") as server:
-            yield Broker(server.url, queue_name)
+            yield Broker(server.url if request.param == "redis" else f"pyventus-{server.url}", queue_name)
     else:
         rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
         yield Broker(rabbitmq.url, queue_name)

@@ -53,7 +53,7 @@ class Broker:
 
     @property
     def is_redis(self) -> bool:
-        return self.url.startswith("redis")
+        return not self.url.startswith("amqp")
 
     def put(self, message: Raw) -> None:
         if self.is_redis:

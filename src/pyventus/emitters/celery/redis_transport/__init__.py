@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from kombu.transport import TRANSPORT_ALIASES
 
+#: To tell it from kombu's transport; the ``driver_type`` of both is "redis".
+DRIVER_NAME = "pyventus-redis"
 _MODULE = "pyventus.emitters.celery.redis_transport.transports"
 
 #: Kombu looks a scheme up when it connects, so that apps may be made before or after this.

@@ -92,7 +92,7 @@ class Channel(stock.Channel):
     """Channel with sessions."""
 
     QoS = QoS
-    #: Read where Celery's messages with an ETA are sent: they may be sent whole.
+    #: For those who send: what is delayed need not be sent on in parts.
     holds_delays = True
     visibility_timeout = None
     #: Seconds without a heartbeat after which a worker counts as dead.

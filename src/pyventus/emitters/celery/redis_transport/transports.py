@@ -9,6 +9,7 @@ from kombu.utils.url import url_to_parts
 from redis import Redis
 from redis.sentinel import Sentinel
 
+from pyventus.emitters.celery.redis_transport import DRIVER_NAME
 from pyventus.emitters.celery.redis_transport.channel import Channel
 from pyventus.emitters.celery.redis_transport.waiting import Bell, Refused, Waiter
 
@@ -71,7 +72,7 @@ class Transport(stock.Transport):
     """``pyventus-redis://``. To Celery and to us it is Redis, by its ``driver_type``."""
 
     Channel = Channel
-    driver_name = "pyventus-redis"
+    driver_name = DRIVER_NAME
 
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
