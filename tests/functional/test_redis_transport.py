@@ -5,8 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +21,7 @@ from kombu import Connection, Exchange, Queue
 
 from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
-from tests.brokers import Valkey
+from tests.brokers import FreezableProxy, Valkey, refused_port
 from tests.functional.apps.support import wait_until
 
 OPTIONS = {"dead_after": 1.5}
@@ -276,6 +282,93 @@ def test_prefix(url: str, client: redis.Redis, queue_name: str) -> None:
         assert found
         assert all(key.startswith(b"mine:") for key in found)
         assert client.llen(f"mine:{queue_name}") == 2
+
+
+# -- Where it is --------------------------------------------------------------------------------------------------
+
+
+def test_scheme_is_known_after_an_import_and_not_before(url: str) -> None:
+    code = f"""
+from celery import Celery
+app = Celery(broker={url!r})
+try:
+    app.connection_for_write().connect()
+except KeyError as error:
+    assert "No such transport: pyventus-redis" in str(error), error
+else:
+    raise AssertionError("it is known")
+import pyventus.emitters.celery
+with app.connection_for_write() as connection:
+    connection.connect()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def sentinel(valkey: Valkey, redis_url: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of one that names the server of the tests."""
+    program = valkey._server._process.args[0]
+    with refused_port() as port:
+        pass
+    file = tmp_path / "sentinel.conf"
+    file.write_text(
+        f"port {port}\nsentinel monitor mine 127.0.0.1 {valkey.port} 1\nsentinel auth-pass mine {valkey.password}\n"
+    )
+    process = subprocess.Popen([program, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        yield f"pyventus-sentinel://default:{valkey.password}@127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_sentinel(sentinel: str, client: redis.Redis, queue_name: str) -> None:
+    with connect(f"{sentinel};{sentinel}", master_name="mine", sentinel_kwargs={"socket_timeout": 1}) as connection:
+
+        def answers() -> bool:
+            with contextlib.suppress(redis.ConnectionError):
+                connection.connect()
+                return True
+            return False
+
+        wait_until(answers, "the sentinel")
+        got = consume(connection.channel(), queue_name)
+        publish(connection, queue_name, "a")
+        drain(connection, lambda: got)
+        got[0].ack()
+        wait_until(lambda: is_quiet(client, queue_name), "it is forgotten")
+    with pytest.raises(ValueError, match="master_name"):
+        connect(sentinel).connect()
+
+
+class TLSProxy(FreezableProxy):
+    """Decrypts what comes, with a certificate that nobody has signed."""
+
+    def __init__(self, target: str, folder: Path) -> None:
+        self.certificate, key = folder / "certificate.pem", folder / "key.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "1"]
+        files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self.certificate)]
+        subprocess.run([*command, *files], check=True, capture_output=True)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(self.certificate, key)
+        super().__init__(target)
+
+    def serve(self, client: socket.socket) -> None:
+        super().serve(self._context.wrap_socket(client, server_side=True))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
+def test_tls(url: str, client: redis.Redis, queue_name: str, tmp_path: Path) -> None:
+    with TLSProxy(url, tmp_path) as proxy:
+        encrypted = proxy.proxied_url.replace("pyventus-redis:", "pyventus-rediss:")
+        with connect(f"{encrypted}?ssl_ca_certs={proxy.certificate}") as connection:
+            got = consume(connection.channel(), queue_name)
+            publish(connection, queue_name, "a")
+            drain(connection, lambda: got)
+            got[0].ack()
+            wait_until(lambda: is_quiet(client, queue_name), "it is forgotten")
+        with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+            connect(encrypted).connect()
 
 
 # -- Delays -------------------------------------------------------------------------------------------------------

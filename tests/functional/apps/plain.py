@@ -17,13 +17,13 @@ logger = get_task_logger("plain")
 
 
 def new_app(url: str, queue: str, **settings: Any) -> Celery:
-    """An app with one queue, which takes a worker that is silent for a second and a half for dead."""
+    """An app with one queue, which takes a worker that is silent for two seconds for dead."""
     app = Celery("plain", broker=url)
     app.conf.update(
         task_default_queue=queue,
         task_acks_late=True,
         task_ignore_result=True,
-        broker_transport_options={"dead_after": 1.5},
+        broker_transport_options={"dead_after": 2},
     )
     app.conf.update(settings)
     return app

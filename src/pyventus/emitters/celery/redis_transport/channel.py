@@ -25,7 +25,7 @@ from redis import Redis
 from pyventus.emitters.celery.redis_transport.keys import Keys
 from pyventus.emitters.celery.redis_transport.link import Link
 from pyventus.emitters.celery.redis_transport.scripts import FETCH, PARK
-from pyventus.emitters.celery.redis_transport.session import Session
+from pyventus.emitters.celery.redis_transport.session import REPORT_SECONDS, Session
 from pyventus.emitters.celery.redis_transport.waiting import Bell, Refused, Waiter
 
 logger = logging.getLogger("pyventus")
@@ -69,9 +69,9 @@ class QoS(virtual.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if requeue:
             self.channel.session.requeue(delivery_tag)
-            super().ack(delivery_tag)
         else:
-            self.ack(delivery_tag)
+            self.channel.session.ack(delivery_tag)
+        super().ack(delivery_tag)
 
     def restore_unacked(self) -> None:
         """Put back what is delivered and not acknowledged, as ``basic_recover`` asks for."""
@@ -85,7 +85,7 @@ class QoS(virtual.QoS):
         """The channel is closed, or the process ends."""
         self._on_collect.cancel()
         if self.channel.do_restore:
-            self.channel.session.release()
+            self.channel.end_session()
 
 
 class Channel(stock.Channel):
@@ -111,6 +111,7 @@ class Channel(stock.Channel):
         self._is_empty = False
         self._is_blocking = False
         self._paused_until = 0.0
+        self._refused_at = -REPORT_SECONDS
         super().__init__(connection, **options)
         self.keys = Keys(self.global_keyprefix)
         self.handlers = {"LISTEN": self._receive}
@@ -173,9 +174,14 @@ class Channel(stock.Channel):
     def _end_if_idle(self) -> None:
         """Connections that Celery keeps in pools consume answers of remote control, and then no more for long."""
         self.qos._flush()
-        if self._own_session is not None and not self._consumers_of and not self.qos._delivered:
-            self._own_session.release()
+        if not self._consumers_of and not self.qos._delivered:
+            self.end_session()
             self._own_session = None
+
+    def end_session(self) -> None:
+        """Have it give back what nobody here runs; what is acknowledged later still reaches it."""
+        if self._own_session is not None:
+            self._own_session.release()
 
     def _give_back(self, is_meant: Callable[[Entry], bool]) -> None:
         """Put back what was fetched and not delivered."""
@@ -235,8 +241,11 @@ class Channel(stock.Channel):
 
     def on_refused(self, error: Refused) -> None:
         """Wait without Redis for a while, and then look."""
-        logger.warning("Redis does not let this worker wait (%s); it looks again each second", error)
-        self._paused_until = time.monotonic() + PAUSE_SECONDS
+        now = time.monotonic()
+        if now - self._refused_at > REPORT_SECONDS:
+            self._refused_at = now
+            logger.warning("Redis does not let this worker wait (%s); it looks again each second", error)
+        self._paused_until = now + PAUSE_SECONDS
         self._stop_waiting()
 
     def work_again(self) -> bool:
@@ -395,7 +404,8 @@ class Channel(stock.Channel):
         if self._own_session is not None and not self.closed:
             with suppress(*self.connection_errors):  # Then it is restored with all else.
                 self._give_back(lambda _: True)
-        self.link.close()
+        if "link" in vars(self):
+            self.link.close()
         super().close()
 
     def _after_fork(self) -> None:

@@ -9,6 +9,14 @@ from typing import Any
 from redis.exceptions import ConnectionError, NoPermissionError, NoScriptError, ResponseError
 
 
+def send(connection: Any, *command: Any) -> None:
+    """Send a command over a connection of redis-py, which connects first if it has to."""
+    # By itself redis-py 8 would connect to localhost in the place of the primary that a Sentinel names.
+    if connection._sock is None:
+        connection.connect()
+    connection.send_command(*command)
+
+
 class Link:
     """Sends commands, each once: a client that tries again by itself may have been heard the first time.
 
@@ -30,7 +38,7 @@ class Link:
             NoScriptError: Redis does not know the script.
         """
         try:
-            self._connection.send_command(*command)
+            send(self._connection, *command)
             return self._connection.read_response()
         except (NoScriptError, NoPermissionError):
             raise

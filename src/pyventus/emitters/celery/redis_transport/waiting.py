@@ -9,6 +9,8 @@ from typing import Any
 
 from redis.exceptions import ConnectionError, ResponseError
 
+from pyventus.emitters.celery.redis_transport.link import send
+
 #: Seconds after which Redis answers that nothing came, so that a connection that has broken silently is noticed.
 WAIT_SECONDS = 30.0
 LATE_SECONDS = 10.0
@@ -35,7 +37,7 @@ class Waiter:
     def start(self) -> None:
         """Wait, if it does not yet."""
         if self._since is None:
-            self.connection.send_command(*self._command)
+            send(self.connection, *self._command)
             self._since = time.monotonic()
         elif time.monotonic() - self._since > WAIT_SECONDS + LATE_SECONDS:
             raise ConnectionError("Redis has not answered BLMOVE in its time")
