@@ -49,6 +49,13 @@ def connection(url: str) -> Iterator[Connection]:
         yield connection
 
 
+@pytest.fixture
+def patient(url: str) -> Iterator[Connection]:
+    """With heartbeats so far apart that nothing can be the doing of one."""
+    with connect(url, dead_after=180) as connection:
+        yield connection
+
+
 def consume(channel: Any, queue: str, prefetch: int = 0, *, no_ack: bool = False) -> list[Any]:
     """What comes, as it comes."""
     got: list[Any] = []
@@ -116,20 +123,20 @@ def test_prefetch_bounds_what_is_fetched(
     assert texts(got) == list("abcde")[: prefetch + 1]
 
 
-def test_a_full_channel_lets_others_take_what_comes(
-    url: str, connection: Connection, client: redis.Redis, queue_name: str
-) -> None:
-    """Also on the lists of other priorities, on which it had begun to wait."""
-    got = consume(connection.channel(), queue_name, 1)
-    with connect(url) as other:
-        with pytest.raises(TimeoutError):
-            connection.drain_events(timeout=0.1)
-        publish(other, queue_name, "a")
-        drain(connection, lambda: got)
-        publish(other, queue_name, "b", priority=9)
+def test_a_full_channel_lets_others_take_what_comes(url: str, patient: Connection, queue_name: str) -> None:
+    """Also on the lists of other priorities, for which it has waited longer than those."""
+    got = consume(patient.channel(), queue_name, 1)
+    with pytest.raises(TimeoutError):
+        patient.drain_events(timeout=0.1)
+    with connect(url, dead_after=180) as other:
         others = consume(other.channel(), queue_name, 1)
+        with pytest.raises(TimeoutError):
+            other.drain_events(timeout=0.1)
+        publish(other, queue_name, "a")
+        drain(patient, lambda: got)
+        publish(other, queue_name, "b", priority=9)
         drain(other, lambda: others)
-        assert texts(others) == ["b"]
+        assert texts(got + others) == ["a", "b"]
 
 
 def test_the_most_urgent_first(connection: Connection, queue_name: str) -> None:
@@ -379,17 +386,17 @@ def send_later(connection: Connection, queue: str, text: str, seconds: float) ->
     publish(connection, queue, text, headers={"eta": eta})
 
 
-def test_delayed_messages_wait_in_redis(connection: Connection, client: redis.Redis, queue_name: str) -> None:
-    channel = connection.channel()
+def test_delayed_messages_wait_in_redis(patient: Connection, client: redis.Redis, queue_name: str) -> None:
+    channel = patient.channel()
     got = consume(channel, queue_name, 1)
-    send_later(connection, queue_name, "far", 3600)
-    send_later(connection, queue_name, "second", 1.2)
-    send_later(connection, queue_name, "first", 0.3)
+    send_later(patient, queue_name, "far", 3600)
+    send_later(patient, queue_name, "second", 1.2)
+    send_later(patient, queue_name, "first", 0.3)
     assert client.llen(queue_name) == 0
     assert client.zcard(KEYS.delayed(queue_name)) == 3
-    drain(connection, lambda: len(got) == 1)
+    drain(patient, lambda: len(got) == 1)
     got[0].ack()
-    drain(connection, lambda: len(got) == 2)
+    drain(patient, lambda: len(got) == 2)
     assert texts(got) == ["first", "second"]
     assert client.zcard(KEYS.delayed(queue_name)) == 1
     assert not got[1].delivery_info.get("redelivered")
@@ -464,6 +471,20 @@ def test_a_restorer_that_dies_has_lost_and_doubled_nothing(
     upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
     upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
     assert [json.loads(entry)["body"] for entry in client.lrange(queue_name, 0, -1)] == ["10", "9"]
+
+
+def test_two_restorers_move_each_message_once(client: redis.Redis, queue_name: str, corpse: str) -> None:
+    """The other one comes between reading and moving."""
+    others = 0
+
+    def slow(*command: Any) -> Any:
+        nonlocal others
+        if command[0] == "EVALSHA" and not others:
+            others = upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
+        return client.execute_command(*command)
+
+    assert upkeep.restore(slow, KEYS, corpse, ["9", "10"], is_dead=True) == 0
+    assert others == client.llen(queue_name) == 2
 
 
 def test_emptied_redis(connection: Connection, client: redis.Redis, queue_name: str) -> None:

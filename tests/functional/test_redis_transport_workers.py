@@ -145,9 +145,13 @@ def test_a_message_moved_for_a_frozen_worker_goes_to_another(
         wait_until(lambda: client.info("clients")["blocked_clients"] >= 4, "it waits")
         frozen.pause()
         with start() as other:
-            for number in range(6):
+            wait_until(lambda: client.info("clients")["blocked_clients"] >= 8, "both wait")
+            # Redis gives it to who has waited longest, and nothing comes after it that would have the other one look.
+            send(app, "note", "<0>")
+            other.wait_for("note <0>")
+            for number in range(1, 6):
                 send(app, "note", f"<{number}>")
-            other.wait_for(*[f"note <{number}>" for number in range(6)])
+            other.wait_for(*[f"note <{number}>" for number in range(1, 6)])
             wait_until(lambda: is_quiet(client, queue_name), "all are acknowledged")
 
 
@@ -252,6 +256,8 @@ def test_remote_control(
     app: Celery, start: Start, client: redis.Redis, queue_name: str, tmp_path: Path, pool: str, concurrency: int
 ) -> None:
     with start(pool=pool, concurrency=concurrency) as worker:
+        # Under gevent it says that it is ready before it listens.
+        wait_until(app.control.ping, "it listens")
         (queues,) = app.control.inspect().active_queues().values()
         assert [queue["name"] for queue in queues] == [queue_name]
         send(app, "wait", "first", str(tmp_path / "go"))

@@ -57,6 +57,7 @@ class Session:
         self._acked: dict[str, None] = {}
         self._requeued: dict[str, None] = {}
         self._unflushed: SimpleQueue[None] = SimpleQueue()
+        self._is_flush_due = False
         self._is_registered = False
         self._is_released = False
         self._is_over = False
@@ -105,9 +106,10 @@ class Session:
         self._remember(self._requeued, id)
 
     def _remember(self, ids: dict[str, None], id: str) -> None:
-        is_first = not (self._acked or self._requeued)
+        # In this order: whoever finds the flag set knows that a flush is to begin which finds the id.
         ids[id] = None
-        if is_first:
+        if not self._is_flush_due:
+            self._is_flush_due = True
             self._unflushed.put(None)
 
     def acked(self) -> list[str]:
@@ -188,6 +190,7 @@ class Session:
         while not self._is_over:
             self._unflushed.get()
             time.sleep(FLUSH_SECONDS)
+            self._is_flush_due = False
             try:
                 self.flush(link)
             except Exception as error:
