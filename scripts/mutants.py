@@ -55,7 +55,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "redis transport: leave what landed": Mutant(
         f"{CELERY}/redis_transport/beat.lua", "for number = 4, #KEYS, 2 do", "for number = 4, 0, 2 do",
-        f"{TRANSPORT_WORKERS}::test_a_message_moved_for_a_frozen_worker_goes_to_another",
+        f"{TRANSPORT}::test_what_comes_for_a_busy_worker_goes_to_another",
     ),
     "redis transport: look once": Mutant(
         f"{CELERY}/redis_transport/dead.lua", "elseif not since then", "elseif false then",

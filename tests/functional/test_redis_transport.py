@@ -139,6 +139,21 @@ def test_a_full_channel_lets_others_take_what_comes(url: str, patient: Connectio
         assert texts(got + others) == ["a", "b"]
 
 
+def test_what_comes_for_a_busy_worker_goes_to_another(url: str, connection: Connection, queue_name: str) -> None:
+    """It waits for longer than the other one, and is at something else when Redis moves the message for it."""
+    got = consume(connection.channel(), queue_name)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.1)
+    with connect(url) as other:
+        others = consume(other.channel(), queue_name)
+        with pytest.raises(TimeoutError):
+            other.drain_events(timeout=0.1)
+        publish(other, queue_name, "a")
+        drain(other, lambda: others)
+        assert texts(others) == ["a"]
+        assert got == []
+
+
 def test_the_most_urgent_first(connection: Connection, queue_name: str) -> None:
     """On Redis 0 is served first."""
     channel = connection.channel()

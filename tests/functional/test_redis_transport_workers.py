@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 import redis
 from celery import Celery
@@ -183,7 +184,10 @@ def test_cut_off_at_work(
         wait_until(lambda: client.zcard(KEYS.delays) == 0, "that is due")
         file.touch()
         worker.wait_for("ended it")
-        wait_until(lambda: is_quiet(client, queue_name), "it is acknowledged")
+        if pool == "prefork" and celery.VERSION < (5, 7):
+            assert in_flight(client) == 1, "prefork has forgotten that it runs this, and Redis has not"
+        else:
+            wait_until(lambda: is_quiet(client, queue_name), "it is acknowledged")
     assert (worker.log() + other.log()).count("began it") == 1
 
 
