@@ -237,7 +237,9 @@ def test_get(connection: Connection, client: redis.Redis, queue_name: str) -> No
     assert texts([first, second]) == ["a", "b"]
     assert in_flight(client) == 1
     first.ack()
-    wait_until(lambda: is_quiet(client, queue_name), "it is forgotten")
+    client.lpush(queue_name, "no JSON")
+    assert channel.basic_get(queue_name) is None
+    wait_until(lambda: is_quiet(client, queue_name), "both are forgotten")
 
 
 def test_counts_purge_and_delete(connection: Connection, client: redis.Redis, queue_name: str) -> None:

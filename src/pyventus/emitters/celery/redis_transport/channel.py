@@ -299,14 +299,9 @@ class Channel(stock.Channel):
             payload = _parse(entry.content)
             early = _seconds_early(payload)
             if early <= HELD_SECONDS:
-                payload["properties"]["delivery_tag"] = entry.id
-                message = self.Message(payload, channel=self)
+                message = self._message(payload, entry.id)
         except _MALFORMED as error:
-            logger.error(
-                "An entry of queue %r that is no message was dropped: %s, %d bytes",
-                entry.name, type(error).__name__, len(entry.content),
-            )  # fmt: skip
-            self.session.ack(entry.id)
+            self._drop(entry, error)
             return
         if early > HELD_SECONDS:
             self._park_again(entry, early)
@@ -318,6 +313,20 @@ class Channel(stock.Channel):
         began = time.monotonic()
         callback(message)
         self._is_blocking = time.monotonic() - began > BLOCKING_SECONDS
+
+    def _drop(self, entry: Entry, error: Exception) -> None:
+        logger.error(
+            "An entry of queue %r that is no message was dropped: %s, %d bytes",
+            entry.name, type(error).__name__, len(entry.content),
+        )  # fmt: skip
+        self.session.ack(entry.id)
+
+    def _message(self, payload: Any, id: str) -> Any:
+        payload["properties"]["delivery_tag"] = id
+        message = self.Message(payload, channel=self)
+        # Where a payload is none of Celery's, ``intake`` has put another in its place.
+        message.delivery_tag = id
+        return message
 
     def _park_again(self, entry: Entry, seconds: float) -> None:
         """What a stock producer has sent too early."""
@@ -337,10 +346,13 @@ class Channel(stock.Channel):
         found: Any = FETCH(self.link, keys, self.session.id, first, 1)
         if not found:
             return None
-        payload = _parse(found[1])
-        payload["properties"]["delivery_tag"] = str(first)
-        message = self.Message(payload, channel=self)
-        self.qos.append(message, str(first))
+        entry = Entry(str(first), queue, lists[found[0]], found[1])
+        try:
+            message = self._message(_parse(entry.content), entry.id)
+        except _MALFORMED as error:
+            self._drop(entry, error)
+            return None
+        self.qos.append(message, entry.id)
         return message
 
     # -- Publishing and queues ------------------------------------------------------------------------------------
