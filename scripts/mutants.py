@@ -170,6 +170,22 @@ MUTANTS: dict[str, Mutant] = {
         f"{LATER}self._publish, [self._retry(handler, owed.due), soon() + 9]).start()",
         f"{POISON}::test_what_follows_is_stored_before_the_acknowledgement",
     ),
+    "take what was returned for stored": Mutant(
+        f"{CELERY}/splicing.py", '        self._lost.add(message.properties["correlation_id"])\n', "        return\n",
+        "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",
+    ),
+    "take what was refused for stored": Mutant(
+        f"{CELERY}/splicing.py", "            if not is_stored and id is not None:\n", "            if False:\n",
+        "tests/functional/test_emitting_many.py::test_the_error_has_those_that_are_not_stored",
+    ),
+    "splice what somebody listens to": Mutant(
+        f"{CELERY}/splicing.py", "            signals.before_task_publish.receivers\n", "            False\n",
+        "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
+    ),
+    "splice the text of the first": Mutant(
+        f"{CELERY}/splicing.py", "entry.splice(message, new_id())", "entry.splice(messages[0][0], new_id())",
+        "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
 }  # fmt: skip
 
 
