@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos mutants fuzz format test-all constraints clean
+.PHONY: help demo test lint chaos mutants fuzz bench bench-quick format test-all constraints clean
 
 # The first of these that is Python 3.11 or newer. Another one: make PYTHON=python3.13 ...
 PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -42,6 +42,12 @@ fuzz: .venv/.dev ## fuzz what reads messages, SECONDS=300 for each target
 
 mutants: .venv/.dev ## break the source on purpose, in a copy, and see the tests fail; ARGS="part of a name"
 	@$(PY) scripts/mutants.py $(ARGS)
+
+bench: .venv/.dev ## measure ours, Celery and other task queues side by side, for half an hour; ARGS="a section"
+	@$(PY) -m benchmarks $(ARGS)
+
+bench-quick: .venv/.dev ## measure ours and Celery, for three minutes, and print it
+	@$(PY) -m benchmarks --quick $(ARGS)
 
 format: .venv/.dev ## let ruff mend and format the code
 	$(PY) -m ruff check --quiet --fix .

@@ -34,6 +34,8 @@ LEDGER = "tests/functional/test_ledger_worker.py"
 MESSAGES = "tests/functional/test_worker_messages.py"
 LOAD = "tests/chaos/test_load.py"
 POISON = "tests/chaos/test_poison.py"
+TRANSPORT = "tests/functional/test_redis_transport.py"
+TRANSPORT_WORKERS = "tests/functional/test_redis_transport_workers.py"
 LATER = '__import__("threading").Timer(2.0, '
 
 
@@ -47,6 +49,42 @@ class Mutant(NamedTuple):
 
 
 MUTANTS: dict[str, Mutant] = {
+    "redis transport: fetch and record nothing": Mutant(
+        f"{CELERY}/redis_transport/fetch.lua", "redis.call('HSET', KEYS[1]", "local _ = ({KEYS[1]",
+        f"{TRANSPORT_WORKERS}::test_killed_at_work",
+    ),
+    "redis transport: leave what landed": Mutant(
+        f"{CELERY}/redis_transport/beat.lua", "for number = 4, #KEYS, 2 do", "for number = 4, 0, 2 do",
+        f"{TRANSPORT}::test_what_comes_for_a_busy_worker_goes_to_another",
+    ),
+    "redis transport: look once": Mutant(
+        f"{CELERY}/redis_transport/dead.lua", "elseif not since then", "elseif false then",
+        f"{TRANSPORT}::test_what_the_dead_had_is_delivered_again",
+    ),
+    "redis transport: restore what lives again": Mutant(
+        f"{CELERY}/redis_transport/restore.lua", "if KEYS[2] and", "if false and",
+        f"{TRANSPORT}::test_who_lives_again_keeps_its_messages",
+    ),
+    "redis transport: restore what is gone": Mutant(
+        f"{CELERY}/redis_transport/restore.lua", "ARGV[number]) == 1 then", "ARGV[number]) >= 0 then",
+        f"{TRANSPORT}::test_two_restorers_move_each_message_once",
+    ),
+    "redis transport: wait on when it is full": Mutant(
+        f"{CELERY}/redis_transport/channel.py", "or len(self._fetched) >= room", "",
+        f"{TRANSPORT}::test_a_full_channel_lets_others_take_what_comes",
+    ),
+    "redis transport: give back what runs": Mutant(
+        f"{CELERY}/redis_transport/session.py", "        return active | self._queued", "        return set()",
+        f"{TRANSPORT_WORKERS}::test_cut_off_at_work",
+    ),
+    "redis transport: a heartbeat that needs memory": Mutant(
+        f"{CELERY}/redis_transport/beat.lua", "if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then", "do",
+        f"{TRANSPORT}::test_full_redis_is_emptied",
+    ),
+    "redis transport: wake nobody for what is due earlier": Mutant(
+        f"{CELERY}/redis_transport/park.lua", "or due < tonumber(first)", "and false",
+        f"{TRANSPORT}::test_delayed_messages_wait_in_redis",
+    ),
     "acknowledge early": Mutant(
         f"{CELERY}/task.py", '"acks_late": True', '"acks_late": False',
         f"{LOAD}::test_nothing_is_lost_on_rabbitmq",
@@ -55,8 +93,9 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/task.py", '"reject_on_worker_lost": True', '"reject_on_worker_lost": False',
         f"{LOSSES}::test_killed_child_has_its_message_delivered_again",
     ),
-    "acknowledge what a cold shutdown ended": Mutant(
-        f"{CELERY}/request.py", "        if self._goes_back:\n", "        if False:\n",
+    # That a request goes back matters before Celery 5.7 alone, which sees to it itself.
+    "let solo run on at a cold shutdown": Mutant(
+        f"{CELERY}/request.py", "            raise WorkerTerminate(1) from None\n", "            return\n",
         "tests/functional/test_shutdown.py::test_cold_shutdown_ends_what_runs_and_sends_it_back",
     ),
     "verify no signature": Mutant(
@@ -143,6 +182,22 @@ MUTANTS: dict[str, Mutant] = {
     "start handlers in another order": Mutant(
         f"{CELERY}/delivery.py", "results = run_jobs(jobs, interrupts", "results = run_jobs(jobs[::-1], interrupts",
         "tests/functional/test_worker.py::test_handlers_start_in_link_order",
+    ),
+    "take what was returned for stored": Mutant(
+        f"{CELERY}/splicing.py", '        self._lost.add(message.properties["correlation_id"])\n', "        return\n",
+        "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",
+    ),
+    "take what was refused for stored": Mutant(
+        f"{CELERY}/splicing.py", "            if not is_stored and id is not None:\n", "            if False:\n",
+        "tests/functional/test_emitting_many.py::test_the_error_has_those_that_are_not_stored",
+    ),
+    "splice what somebody listens to": Mutant(
+        f"{CELERY}/splicing.py", "            signals.before_task_publish.receivers\n", "            False\n",
+        "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
+    ),
+    "splice the text of the first": Mutant(
+        f"{CELERY}/splicing.py", "entry.splice(message, new_id())", "entry.splice(messages[0][0], new_id())",
+        "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
 }  # fmt: skip
 

@@ -75,7 +75,13 @@ def postgres_url() -> str:
         engine.dispose()
 
 
-@pytest.fixture(params=["redis", "amqp"])
+@pytest.fixture
+def own_url(redis_url: str) -> str:
+    """The same Redis, by way of our own transport."""
+    return f"pyventus-{redis_url}"
+
+
+@pytest.fixture(params=["redis", "amqp", "own"])
 def broker_url(request: pytest.FixtureRequest) -> str:
     """Runs the test once on each broker."""
     url: str = request.getfixturevalue(f"{request.param}_url")

@@ -136,20 +136,29 @@ class HandlersFailed(PyventusError):
 
 
 class EmitError(PyventusError):
-    """An emission was not, or may not have been, stored by the broker.
+    """An emission was not, or may not have been, stored by the broker; of `emit_many`, one or more of them.
 
-    ``emitter.send(error.emission)`` tries again under the same id, by which a ledger recognises what was stored after
-    all; without one its handlers may run twice.
+    ``emitter.send(error.emission)`` or ``emitter.emit_many(error.emissions)`` tries again under the same ids, by which
+    a ledger recognises what was stored after all; without one handlers may run twice.
 
     Attributes:
-        emission: the emission that was to be sent.
-        stored: names of the queues that are known to have stored it.
+        emission: the emission that was to be sent; of several the first that is not known to be stored.
+        stored: names of the queues that are known to have stored all that was to be sent.
+        emissions: all that are not known to be stored by every queue, in the order in which they were given.
     """
 
-    def __init__(self, message: str, emission: Emission | None = None, stored: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        emission: Emission | None = None,
+        stored: Iterable[str] = (),
+        emissions: Iterable[Emission] | None = None,
+    ) -> None:
         super().__init__(message)
         self.emission = emission
         self.stored: tuple[str, ...] = tuple(stored)
+        one = () if emission is None else (emission,)
+        self.emissions: tuple[Emission, ...] = one if emissions is None else tuple(emissions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.emission, self.stored)
+        return type(self), (str(self), self.emission, self.stored, self.emissions)

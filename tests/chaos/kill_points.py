@@ -203,7 +203,7 @@ class Lane:
         queues = (self.name, f"{self.name}-other")
         if self.url.startswith("amqp"):
             return sum(RabbitMQ(self.url).depth(queue) for queue in queues)
-        with redis.Redis.from_url(self.url) as client:
+        with redis.Redis.from_url(self.url.removeprefix("pyventus-")) as client:
             return sum(int(client.llen(queue)) for queue in queues)
 
     # -- What became of it --------------------------------------------------------------------------------------------

@@ -29,12 +29,13 @@ PREFORK = ("-P", "prefork", "-c", "2")
 THREADS = ("-P", "threads", "-c", "4")
 # Celery's own options, so that what a killed worker had comes back after seconds, and not after an hour. A worker that
 # is killed while it restores leaves a lock behind that keeps all others from restoring, by default for five minutes.
-QUICK_RESTORES = {
+QUICK_RESTORES: dict[str, Any] = {
     "broker_transport_options": {
         "visibility_timeout": 10,
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": 2,
+        "dead_after": 1.5,
     }
 }
 POLL_SECONDS = 0.05
@@ -142,12 +143,15 @@ class Killer:
 
 def waiting(url: str, queue: str) -> int:
     """How many messages wait in a queue, or on Redis have not been acknowledged."""
-    if not url.startswith("redis"):
+    if url.startswith("amqp"):
         return RabbitMQ(url).depth(queue)
     with kombu.Connection(url) as connection:
         client: Any = connection.default_channel.client
         of_priorities = client.keys(f"{queue}\x06\x16*")
-        return client.hlen("unacked") + sum(client.llen(name) for name in (queue, *of_priorities))
+        ours = sum(client.hlen(name) for name in client.keys("pyventus:in-flight:*"))
+        ours += sum(client.llen(name) for name in client.keys("pyventus:landing:*"))
+        ours += sum(client.zcard(name) for name in client.keys("pyventus:delayed:*"))
+        return client.hlen("unacked") + ours + sum(client.llen(name) for name in (queue, *of_priorities))
 
 
 # -- The account ------------------------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ def load_env(url: str, queue: str, account: Account, ledger: str = "") -> dict[s
         "LOAD_QUEUE": queue,
         "LOAD_NOTES": str(account.notes),
         "LOAD_LEDGER": ledger,
-        "LOAD_SETTINGS": json.dumps(QUICK_RESTORES if url.startswith("redis") else {}),
+        "LOAD_SETTINGS": json.dumps(QUICK_RESTORES if not url.startswith("amqp") else {}),
     }
 
 
@@ -263,7 +267,7 @@ class Unfinished:
     def __call__(self) -> bool:
         if not self._account.missing():
             return False
-        if not self._url.startswith("redis"):
+        if self._url.startswith("amqp"):
             return True  # RabbitMQ does not tell what it has delivered.
         self._looks = 0 if waiting(self._url, self._queue) else self._looks + 1
         return self._looks < LOOKS

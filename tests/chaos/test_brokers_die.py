@@ -60,6 +60,14 @@ class Mortal(Protocol):
     def restart(self) -> None: ...
 
 
+class OwnValkey:
+    """A Valkey that is reached by way of our own transport."""
+
+    def __init__(self, server: Valkey) -> None:
+        self.url = f"pyventus-{server.url}"
+        self.kill, self.restart = server.kill, server.restart
+
+
 class RabbitNode:
     """A RabbitMQ of one's own, as Debian and the generic packages install it."""
 
@@ -221,6 +229,13 @@ def test_workers_on_valkey_outlive_it(valkey_that_writes: Valkey, queue_name: st
     balance = run_on_a_mortal(valkey_that_writes, queue_name, tmp_path)
     assert balance.unexpected == []
     assert len({number for _, number in balance.lost}) <= DEATHS * FETCHERS
+
+
+@LONG
+def test_workers_on_our_transport_outlive_it(valkey_that_writes: Valkey, queue_name: str, tmp_path: Path) -> None:
+    """Nothing is lost that Redis has stored, also of what workers were just fetching."""
+    balance = run_on_a_mortal(OwnValkey(valkey_that_writes), queue_name, tmp_path)
+    assert (balance.lost, balance.unexpected) == ([], [])
 
 
 @LONG

@@ -36,7 +36,7 @@ SECONDS = times(150, 3000)
 pytestmark = pytest.mark.timeout(2 * SECONDS)
 
 LEDGERS: tuple[LedgerKind, ...] = ("none", "redis", "sqlite")
-LANES = [(broker, ledger) for broker in ("redis", "amqp") for ledger in LEDGERS]
+LANES = [(broker, ledger) for broker in ("redis", "own", "amqp") for ledger in LEDGERS]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def kill_in_transactions(lane: Lane, process: Process) -> None:
 
     Celery's own transport there loses what is on its way from the server to a worker that is killed meanwhile.
     """
-    if lane.url.startswith("amqp"):
+    if not lane.url.startswith("redis"):
         lane.kill_each(IN_A_TRANSACTION, EACH * ROUNDS)
         lane.wait_for_all(process)
         return
@@ -88,7 +88,7 @@ def lanes(
     for number, (broker, ledger) in enumerate(LANES):
         # A database for each: what is restored there is all that a dead worker had, and nobody else's.
         database = valkey.url.replace("/0", f"/{number}")
-        url = database if broker == "redis" else rabbitmq.url
+        url = {"redis": database, "own": f"pyventus-{database}", "amqp": rabbitmq.url}[broker]
         name = f"{broker}-{ledger}"
         made[name] = Lane(url, folder / name, ledger, database if ledger == "redis" else "")
     with ThreadPoolExecutor(LANES_AT_ONCE) as executor:

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.timeout(times(300, 1800))
 
 # Each broker, each ledger and each of who is killed once; all of them in the long run.
 SHORT = {("redis", "none", "child"), ("amqp", "sqlite", "child"), ("amqp", "none", "solo"), ("amqp", "none", "main")}
-LONG = {(b, k, w) for b in ("redis", "amqp") for k in ("none", "redis", "sqlite") for w in ("child", "main", "solo")}
+LONG = {
+    (b, k, w) for b in ("redis", "own", "amqp") for k in ("none", "redis", "sqlite") for w in ("child", "main", "solo")
+}
 LANES = sorted(LONG if IS_LONG else SHORT)
 
 # The main process acknowledges, and receives; it does not die of its children.
@@ -49,7 +51,7 @@ def test_killed_one_by_one(
     with valkey.client() as client:
         client.flushall()
     lane = Lane(
-        valkey.url if broker == "redis" else rabbitmq.url,
+        {"redis": valkey.url, "own": f"pyventus-{valkey.url}", "amqp": rabbitmq.url}[broker],
         tmp_path,
         ledger,
         valkey.url if ledger == "redis" else "",

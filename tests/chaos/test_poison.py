@@ -51,12 +51,12 @@ SOLO = ("-P", "solo")
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture(params=["redis", pytest.param("amqp", marks=LONG)])
+@pytest.fixture(params=["redis", pytest.param("own", marks=LONG), pytest.param("amqp", marks=LONG)])
 def broker_url(request: pytest.FixtureRequest, queue_name: str) -> Iterator[str]:
     """A Redis of its own, which holds nothing else, or RabbitMQ."""
-    if request.param == "redis":
+    if request.param != "amqp":
         with Valkey() as server:
-            yield server.url
+            yield server.url if request.param == "redis" else f"pyventus-{server.url}"
     else:
         rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
         yield rabbitmq.url
@@ -101,8 +101,8 @@ class Meal:
     def counted(self) -> set[str]:
         """Ids of messages whose starts are counted, because their process may have died of them."""
         prefix = f"{self.queue}.starts."
-        if self.url.startswith("redis"):
-            with redis.Redis.from_url(self.url, decode_responses=True) as client:
+        if not self.url.startswith("amqp"):
+            with redis.Redis.from_url(self.url.removeprefix("pyventus-"), decode_responses=True) as client:
                 return {str(name).removeprefix(prefix) for name in client.keys(f"{prefix}*")}
         ids = {emission.id for emission in self.emissions.values()}
         return {each for each in ids if _exists(RabbitMQ(self.url), prefix + each)}
@@ -133,7 +133,7 @@ def poison_env(url: str, queue: str, file: Path) -> dict[str, str]:
         "POISON_BROKER": url,
         "POISON_QUEUE": queue,
         "POISON_NOTES": str(file),
-        "POISON_SETTINGS": json.dumps({**settings, **(QUICK_RESTORES if url.startswith("redis") else {})}),
+        "POISON_SETTINGS": json.dumps({**settings, **(QUICK_RESTORES if not url.startswith("amqp") else {})}),
     }
 
 

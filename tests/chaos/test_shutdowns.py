@@ -28,8 +28,13 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "cold": (signal.SIGQUIT, {}),
 }
 
-SHORT = {("redis", "threads", "warm"), ("redis", "prefork", "soft"), ("amqp", "prefork", "cold")}
-LONG = {(broker, pool, way) for broker in ("redis", "amqp") for pool in CONCURRENCY for way in WAYS}
+SHORT = {
+    ("redis", "threads", "warm"),
+    ("redis", "prefork", "soft"),
+    ("amqp", "prefork", "cold"),
+    ("own", "threads", "cold"),
+}
+LONG = {(broker, pool, way) for broker in ("redis", "own", "amqp") for pool in CONCURRENCY for way in WAYS}
 ENDS = sorted(LONG if IS_LONG else SHORT)
 
 pytestmark = pytest.mark.timeout(times(240, 900))
@@ -37,7 +42,7 @@ pytestmark = pytest.mark.timeout(times(240, 900))
 
 def lane_of(broker: str, request: pytest.FixtureRequest, folder: Path, **options: Any) -> Lane:
     rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
-    lane = Lane(request.getfixturevalue("redis_url") if broker == "redis" else rabbitmq.url, folder, **options)
+    lane = Lane(request.getfixturevalue(f"{broker}_url"), folder, **options)
     request.addfinalizer(lambda: lane.clean(rabbitmq))
     return lane
 
@@ -84,7 +89,7 @@ REPLACED = [("--max-tasks-per-child", "2"), ("--max-memory-per-child", "1000")]
 
 
 @pytest.mark.parametrize("options", REPLACED if IS_LONG else REPLACED[:1], ids=lambda options: options[0])
-@pytest.mark.parametrize("broker", ["redis", "amqp"] if IS_LONG else ["amqp"])
+@pytest.mark.parametrize("broker", ["redis", "own", "amqp"] if IS_LONG else ["amqp"])
 def test_children_that_are_replaced(
     broker: str, options: tuple[str, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -99,6 +99,10 @@ class Record:
         emission: Emission = self._under_test.run(lambda: emitter.emit(event))
         return emission
 
+    def emit_many(self, events: list[object]) -> list[Emission]:
+        emissions: list[Emission] = self._under_test.run(lambda: self.emitter.emit_many(events))
+        return emissions
+
     def aemit(self, event: object) -> Emission:
         return self._under_test.run_async(self.emitter, event)
 

@@ -23,6 +23,19 @@ def test_arguments_arrive(record: Record) -> None:
     assert record.wait_for(3) == [["async", *expected], ["several"], ["sync", *expected]]
 
 
+def test_many_events_are_emitted_in_one_call(record: Record) -> None:
+    """Names, objects, and what was prepared, with its arguments."""
+    order = OrderPlaced(7, ["tea"])
+    prepared = record.emitter.prepare("arguments", 5)
+    emissions = record.emit_many(["arguments", order, prepared])
+    assert emissions[0].event == "arguments"
+    assert emissions[1].args == (order,)
+    assert emissions[2] is prepared
+    lines = record.wait_for(8)
+    assert sorted(line[1] for line in lines if line[0] == "sync") == ["()", "(5,)"]
+    assert ["order", repr(order)] in lines
+
+
 def test_an_event_object_is_the_first_argument(record: Record) -> None:
     """With more arguments after it."""
     order = OrderPlaced(7, ["tea"])

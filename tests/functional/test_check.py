@@ -83,6 +83,26 @@ def test_healthy() -> None:
     assert bad(driver="amqp", broker={"version": "4", "queues": {"celery": (0, 1)}}) == []
 
 
+@pytest.mark.parametrize(
+    ("broker", "said"),
+    [
+        ({}, "redis transport: Celery's own can lose what a worker that is killed has just fetched"),
+        ({"transport": "pyventus-redis"}, "redis transport: a worker that is killed loses nothing"),
+        ({"transport": "pyventus-redis"}, "running time: however long a handler runs"),
+        ({"transport": "pyventus-redis"}, "delays: Redis holds delayed emissions"),
+    ],
+)
+def test_redis_transports(broker: dict[str, Any], said: str) -> None:
+    """Ours has no visibility timeout that a handler or a delay could pass, and acknowledges over one connection."""
+    given = facts(
+        handler(timeout=7200), broker=broker, workers=Workers(stats={"w": GEVENT}), broker_transport_options=TIGHT
+    )
+    assert [line for line in of_level(found(given), "ok") if line.startswith(said)]
+    problems = of_level(found(given), "error", "warning", "unknown")
+    assert any(line.startswith(("running time:", "delays:", "connections:")) for line in problems) == (not broker)
+
+
+TIGHT = {"visibility_timeout": 8}
 GEVENT = {"pool": {"implementation": "celery.concurrency.gevent:TaskPool", "max-concurrency": 11}}
 THREADS = {"pool": {"implementation": "celery.concurrency.thread:TaskPool", "max-concurrency": 50}}
 CONSUMED = {"queues": {"w": ["celery"]}, "tasks": {"w": ["pyventus.celery"]}}

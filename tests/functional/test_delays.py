@@ -149,6 +149,19 @@ def test_delay_beyond_the_visibility_timeout(
     assert (one.log() + other.log()).count(f"Due[{emission.id}] received") >= 3
 
 
+def test_delay_in_redis(own_url: str, queue_name: str, valkey: Valkey, tmp_path: Path) -> None:
+    """Whole: no worker gets it before it is due."""
+    with service(own_url, queue_name, tmp_path, app="delayed", env={"TEST_HELD": "0.5"}) as worker:
+        far = emit(CeleryEventEmitter(new_queue(own_url, queue_name)), 3600 * 24)
+        emission = emit(CeleryEventEmitter(new_queue(own_url, queue_name)), 2.9)
+        worker.wait_for(f"Due[{emission.id}] succeeded")
+        with valkey.client() as client:
+            assert client.zcard(f"pyventus:delayed:{queue_name}") == 1
+    check_ran_once(emission, worker)
+    assert worker.log().count(f"Due[{emission.id}] received") == 1
+    assert far.id not in worker.log()
+
+
 def test_long_delay_on_a_classic_queue(
     amqp_url: str, queue_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def stored_ids(url: str, queue: str, valkey: Valkey) -> list[str]:
     """Ids of the messages in a queue."""
-    if url.startswith("redis"):
+    if not url.startswith("amqp"):
         with valkey.client() as client:
             return [json.loads(text)["headers"]["id"] for text in client.lrange(queue, 0, -1)]
     ids = []

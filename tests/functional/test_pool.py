@@ -268,6 +268,20 @@ def test_terminating_cancels_async_handlers_for_good(broker: Valkey, tmp_path: P
     assert f"{holds.id} finished, too" in log
 
 
+def test_warm_shutdown_waits_for_what_runs(broker: Valkey, tmp_path: Path) -> None:
+    """It goes on after the pool was told to stop."""
+    emitter, file = new_emitter(broker.url, "warm"), tmp_path / "go"
+    with pooled(broker.url, "warm", tmp_path, "-l", "DEBUG", concurrency=5) as worker:
+        emission = emitter.emit("Ticks", str(file))
+        worker.wait_for(f"{emission.id} ticks")
+        worker.signal(signal.SIGTERM)
+        log = worker.wait_for("| Worker: Stopping Pool...")
+        worker.wait_for(f"{emission.id} ticks", count=log.count(f"{emission.id} ticks") + 20)
+        file.touch()
+        assert worker.wait() == 0
+    assert f"Ticks[{emission.id}] succeeded" in worker.log()
+
+
 def test_soft_shutdown_lets_end_what_ends_in_time(broker: Valkey, tmp_path: Path) -> None:
     """And sends back what does not."""
     emitter, file = new_emitter(broker.url, "soft"), tmp_path / "go"

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeAlias
@@ -76,6 +76,36 @@ class EventEmitter(ABC):
         emission = self.prepare(event, *args, **kwargs)
         await self.asend(emission)
         return emission
+
+    def emit_many(self, events: Iterable[object], /) -> list[Emission]:
+        """Emit several events: all are built before the first is sent, and one emitter sends them together if it can.
+
+        Args:
+            events: names, event objects, and emissions that `prepare` made, which is how a name gets arguments.
+
+        Returns:
+            What was emitted, in that order, once all are accepted.
+
+        Raises:
+            InvalidEvent: one of them is not an event; none is sent.
+            EmitError: some were not, or may not have been, accepted: its ``emissions``.
+        """
+        emissions = self._prepare_all(events)
+        self._process_many(emissions)
+        return emissions
+
+    async def aemit_many(self, events: Iterable[object], /) -> list[Emission]:
+        """Like `emit_many`, without ever blocking the running loop."""
+        return self.emit_many(events)
+
+    def _prepare_all(self, events: object) -> list[Emission]:
+        if isinstance(events, (str, Emission)) or not isinstance(events, Iterable):
+            raise InvalidOption(f"emit_many() takes several events, such as a list of them, not {events!r}")
+        emissions = [each if isinstance(each, Emission) else self.prepare(each) for each in events]
+        if self._debug:
+            for emission in emissions:
+                self._say(emission)
+        return emissions
 
     def prepare(self, event: object, /, *args: Any, **kwargs: Any) -> Emission:
         """Build what `emit` would send, and send nothing."""
@@ -173,6 +203,10 @@ class EventEmitter(ABC):
         Raises:
             EmitError: it was not, or may not have been, accepted.
         """
+
+    def _process_many(self, emissions: list[Emission]) -> None:
+        for emission in emissions:
+            self._process(emission)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of linker {self._linker.name!r}>"

@@ -41,7 +41,9 @@ app = Celery("kills", broker=os.environ["TEST_BROKER"])
 app.conf.task_default_queue = os.environ["TEST_QUEUE"]
 app.conf.worker_enable_remote_control = False
 app.conf.update(json.loads(os.environ.get("TEST_SETTINGS", "{}")))
-if os.environ["TEST_BROKER"].startswith("redis"):
+if os.environ["TEST_BROKER"].startswith("pyventus-"):
+    app.conf.broker_transport_options = {"dead_after": 1.5}
+elif os.environ["TEST_BROKER"].startswith("redis"):
     # Of what a dead worker had, `begin` sees to; what a living one has is never delivered twice. A connection for
     # each of many threads that acknowledge at once.
     app.conf.broker_transport_options = {"visibility_timeout": 3600, "max_connections": 1000}
@@ -191,7 +193,7 @@ def begin() -> None:
     main_process = os.getpid()
     write(FILE, "started", main_process)
     with app.connection_for_read() as connection:
-        if connection.transport.driver_type == "redis":
+        if connection.transport.driver_name == "redis":
             channel = connection.default_channel
             for tag in channel.client.zrange(channel.unacked_index_key, 0, -1):
                 channel.qos.restore_by_tag(tag)

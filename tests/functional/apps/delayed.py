@@ -26,7 +26,7 @@ def new_queue(url: str, name: str, exchange: str = "", queue_type: str = "quorum
     app = Celery("delayed", broker=url)
     app.conf.task_default_queue = name
     app.conf.worker_prefetch_multiplier = 1
-    if url.startswith("redis"):
+    if not url.startswith("amqp"):
         # The last two, from kombu 5.7 on, have Redis' sweep run each second.
         visibility = float(os.environ.get("TEST_VISIBILITY", "3600"))
         app.conf.broker_transport_options = {

@@ -70,6 +70,13 @@ async def waits() -> None:
         say("was cancelled")
 
 
+@EventLinker.on("Ticks", name="ticks")
+async def ticks(file: str) -> None:
+    while not Path(file).exists():
+        say("ticks")
+        await asyncio.sleep(0.02)
+
+
 @EventLinker.on("Blocks", name="blocks")
 async def blocks(file: str) -> None:
     say("blocks")

@@ -110,7 +110,7 @@ def publish(
     body = encode(message["body"])
     headers = message["headers"]
     encoding = "utf-8" if content_type == "application/json" else "binary"
-    if url.startswith("redis"):
+    if not url.startswith("amqp"):
         _push(url, queue, body, headers, content_type, encoding)
         return
     with kombu.Connection(url) as connection:

@@ -11,5 +11,8 @@ except ModuleNotFoundError:
 
 from pyventus.emitters.celery.emitter import CeleryEventEmitter
 from pyventus.emitters.celery.queue import Queue
+from pyventus.emitters.celery.redis_transport import register
 
 __all__ = ["CeleryEventEmitter", "Queue"]
+
+register()

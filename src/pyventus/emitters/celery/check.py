@@ -23,6 +23,7 @@ from kombu.serialization import prepare_accept_content
 
 from pyventus.emitters.celery.delays import LONGEST_HELD
 from pyventus.emitters.celery.queue import STRONG_SECRET_BYTES, Queue
+from pyventus.emitters.celery.redis_transport import DRIVER_NAME
 from pyventus.emitters.celery.worker import PICKLE_CONTENT, check_app, check_pickled, emission_tasks, has_side_door
 from pyventus.errors import ConfigurationError, describe_error
 from pyventus.handlers import EventHandler, callback_id
@@ -66,6 +67,7 @@ class Broker:
     """What the broker has told; ``failure`` if it has not."""
 
     driver: str = ""
+    transport: str = ""
     failure: str = ""
     version: str = ""
     info: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,10 @@ class Facts:
     @property
     def is_redis(self) -> bool:
         return self.broker.driver == "redis"
+
+    @property
+    def is_own_transport(self) -> bool:
+        return self.broker.transport == DRIVER_NAME
 
     @property
     def transport_options(self) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def _wait(future: Future[T], end: float, failed: Callable[..., T]) -> T:
 
 def _ask_broker(app: Any, queues: list[str]) -> Broker:
     with _connected(app) as connection:
-        broker = Broker(connection.transport.driver_type)
+        broker = Broker(connection.transport.driver_type, connection.transport.driver_name)
         if broker.driver == "redis":
             _ask_redis(connection.default_channel.client, broker)
         elif broker.driver == "amqp":
@@ -349,6 +355,9 @@ def _check_running_time(facts: Facts) -> Iterator[Finding]:
     """Against the time after which the broker gives a message to somebody else while its handlers still run."""
     if facts.broker.driver not in ("redis", "amqp"):
         return
+    if facts.is_own_transport:
+        yield Finding("ok", "running time", "however long a handler runs, nobody else gets its message meanwhile")
+        return
     bound, name = _redelivery(facts)
     longest = facts.app.conf.task_time_limit or facts.app.conf.task_soft_time_limit
     over = [f"{each.id} ({each.timeout:g} s)" for each in facts.handlers if each.timeout and each.timeout >= bound]
@@ -399,6 +408,9 @@ def _check_delays(facts: Facts) -> Iterator[Finding]:
     if facts.broker.driver == "amqp" and detect_quorum_queues(facts.app, "amqp")[0]:
         yield Finding("ok", "delays", f"RabbitMQ itself delays emissions; the longest retry delay is {longest:g} s")
         return
+    if facts.is_own_transport:
+        yield Finding("ok", "delays", f"Redis holds delayed emissions; the longest retry delay is {longest:g} s")
+        return
     held = min(LONGEST_HELD, _redelivery(facts)[0] / 2) if facts.is_redis else LONGEST_HELD
     if held < 5:
         yield Finding(
@@ -426,12 +438,23 @@ def _check_broker(facts: Facts) -> Iterator[Finding]:
         yield Finding("ok", "broker", f"RabbitMQ {broker.version} answers; what is emitted is always confirmed")
     elif broker.driver == "redis":
         yield Finding("ok", "broker", f"Redis or Valkey {broker.version} answers")
+        yield _check_transport(facts)
         yield from _check_redis(broker.info, broker.settings)
     else:
         yield Finding(
             "unknown", "broker", f"a transport of type {broker.driver!r} answers, of which nothing is known here",
             "read in Celery's documentation what it loses, and when",
         )  # fmt: skip
+
+
+def _check_transport(facts: Facts) -> Finding:
+    """For information: the stock transport is what most have, and RabbitMQ or ours not everybody's choice."""
+    if facts.is_own_transport:
+        return Finding("ok", "redis transport", "a worker that is killed loses nothing of what it has fetched")
+    return Finding(
+        "ok", "redis transport", "Celery's own can lose what a worker that is killed has just fetched; with "
+        "pyventus-redis:// for redis:// in broker_url nothing is lost",
+    )  # fmt: skip
 
 
 def _check_redis(info: dict[str, Any], settings: dict[str, str] | None) -> Iterator[Finding]:
@@ -532,7 +555,7 @@ def _check_registered(facts: Facts) -> Iterator[Finding]:
 
 
 def _check_connections(facts: Facts) -> Iterator[Finding]:
-    if not facts.is_redis:
+    if not facts.is_redis or facts.is_own_transport:
         return
     limit = facts.transport_options.get("max_connections", MAX_CONNECTIONS)
     for worker, stats in facts.workers.stats.items():

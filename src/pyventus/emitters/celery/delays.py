@@ -2,7 +2,7 @@
 
 A worker that holds a message for later has not acknowledged it. Redis delivers it again after the visibility timeout,
 RabbitMQ closes the channel after its consumer timeout. So a worker gets it after a part of the delay, and the task,
-which looks at the signed moment, sends it on.
+which looks at the signed moment, sends it on. With ``pyventus-redis://`` it waits in Redis, however long that takes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Delays:
             seconds = min(LONGEST_NATIVE, math.ceil(delay))
             return {**options, "exchange": ENTRY, "routing_key": calculate_routing_key(seconds, _last_word(queue))}
         # Equal parts, for the task runs what is early by less than a second.
-        part = delay / math.ceil(delay / self._longest_held)
+        part = delay / max(1, math.ceil(delay / self._longest_held))
         moment = datetime.now(UTC) + timedelta(seconds=part)
         # As an option Celery would see to it, in its own way.
         return {**options, "headers": {**options.get("headers", {}), "eta": moment.isoformat()}}
@@ -128,6 +128,8 @@ def _delay(options: Mapping[str, Any]) -> float:
 
 def _longest_held(channel: Any) -> float:
     """Seconds that a worker may hold a message; kombu's channels that deliver again know after how many they do."""
+    if getattr(channel, "holds_delays", False):
+        return math.inf
     visibility = getattr(channel, "visibility_timeout", None)
     return min(LONGEST_HELD, float(visibility) / 2) if visibility else LONGEST_HELD
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter
 from pyventus.emitters.celery import queue as queues
-from pyventus.emitters.celery.publisher import Message, Publishing
+from pyventus.emitters.celery.publisher import MAX_TOGETHER, Message, Publishing
 from pyventus.errors import EmitError, InvalidEvent, InvalidHandler, InvalidOption
 from pyventus.handlers import check_timeout
 from pyventus.linkers import EventLinker
@@ -55,13 +55,26 @@ class CeleryEventEmitter(EventEmitter):
             each.check_app()
 
     def _process(self, emission: Emission) -> None:
+        self._process_many([emission])
+
+    def _process_many(self, emissions: list[Emission]) -> None:
         end = time.monotonic() + self._timeout
-        messages = self._seal(emission)
-        publishings = _publish(messages)
+        sealed = [(emission, self._seal(emission)) for emission in emissions]
+        publishings = _publish(sealed)
         for publishing in publishings:
             publishing.wait(end)
-        _raise_failures(emission, publishings)
-        _run_eager(_eager(messages))
+        _raise_failures(sealed, publishings)
+        _run_eager(_eager(sealed))
+
+    async def aemit_many(self, events: Iterable[object], /) -> list[Emission]:
+        """Like `emit_many`, without ever blocking the running loop.
+
+        Raises:
+            EmitError: as `emit_many`.
+        """
+        emissions = self._prepare_all(events)
+        await self._asend_all(emissions)
+        return emissions
 
     async def asend(self, emission: Emission) -> Emission:
         """Like `send`, without ever blocking the running loop.
@@ -70,14 +83,17 @@ class CeleryEventEmitter(EventEmitter):
             EmitError: as `send`.
         """
         self._accept(emission)
-        end = time.monotonic() + self._timeout
-        messages = self._seal(emission)
-        publishings = _publish(messages)
-        await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
-        _raise_failures(emission, publishings)
-        if eager := _eager(messages):
-            await asyncio.to_thread(_run, eager)
+        await self._asend_all([emission])
         return emission
+
+    async def _asend_all(self, emissions: list[Emission]) -> None:
+        end = time.monotonic() + self._timeout
+        sealed = [(emission, self._seal(emission)) for emission in emissions]
+        publishings = _publish(sealed)
+        await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
+        _raise_failures(sealed, publishings)
+        if eager := _eager(sealed):
+            await asyncio.to_thread(_run, eager)
 
     def _seal(self, emission: Emission) -> list[Addressed]:
         self._check_reachable(emission)
@@ -124,29 +140,55 @@ def _check_deadline(timeout: object) -> float:
 Addressed = tuple[queues.Queue, Message]
 
 
-def _publish(messages: list[Addressed]) -> list[Publishing]:
-    return [queue.publisher.start(message) for queue, message in messages if not queue.is_eager]
+Sealed = list[tuple[Emission, list[Addressed]]]
 
 
-def _raise_failures(emission: Emission, publishings: Sequence[Publishing]) -> None:
+def _publish(sealed: Sealed) -> list[Publishing]:
+    """Hand all that goes to one queue over together."""
+    batches: dict[tuple[queues.Queue, str], list[Message]] = {}
+    for _, addressed in sealed:
+        for queue, message in addressed:
+            if not queue.is_eager:
+                batches.setdefault((queue, message.queue), []).append(message)
+    return [
+        queue.publisher.start(*messages[at : at + MAX_TOGETHER])
+        for (queue, _), messages in batches.items()
+        for at in range(0, len(messages), MAX_TOGETHER)
+    ]
+
+
+def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
     failed = [publishing for publishing in publishings if publishing.error is not None]
     if not failed:
         return
-    stored = [publishing.queue for publishing in publishings if publishing.error is None]
-    reasons = "; ".join(f"queue {publishing.queue!r}: {publishing.error}" for publishing in failed)
-    raise EmitError(
-        f"emission {emission.id} of {emission.event!r} was not confirmed by {reasons}; emitter.send(error.emission) "
-        "tries again under the same id",
-        emission,
-        stored,
-    ) from failed[0].error
+    lost = {each.id for publishing in failed for each in publishing.messages if each.id not in publishing.stored}
+    emissions = [emission for emission, addressed in sealed if any(message.id in lost for _, message in addressed)]
+    if not emissions:
+        return  # The answer came after the deadline, and just before this look.
+    names = {publishing.queue: str(publishing.error) for publishing in failed}
+    reasons = "; ".join(f"queue {name!r}: {error}" for name, error in names.items())
+    stored = dict.fromkeys(publishing.queue for publishing in publishings if publishing.queue not in names)
+    raise EmitError(_failure(sealed, emissions, reasons), emissions[0], stored, emissions) from failed[0].error
+
+
+def _failure(sealed: Sealed, emissions: list[Emission], reasons: str) -> str:
+    first = emissions[0]
+    if len(sealed) == 1:
+        return (
+            f"emission {first.id} of {first.event!r} was not confirmed by {reasons}; emitter.send(error.emission) "
+            "tries again under the same id"
+        )
+    return (
+        f"{len(emissions):,} of {len(sealed):,} emissions were not confirmed by {reasons}; "
+        "emitter.emit_many(error.emissions) tries those again under the same ids"
+    )
 
 
 # -- task_always_eager --------------------------------------------------------------------------------------------
 
 
-def _eager(messages: list[Addressed]) -> list[Addressed]:
-    return [(queue, message) for queue, message in messages if queue.is_eager]
+def _eager(sealed: Sealed) -> list[Addressed]:
+    return [(queue, message) for _, addressed in sealed for queue, message in addressed if queue.is_eager]
 
 
 def _run(messages: list[Addressed]) -> None:

@@ -13,7 +13,7 @@ import os
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from kombu.exceptions import OperationalError
 
 from pyventus import native
 from pyventus.emitters.celery.delays import Delays
+from pyventus.emitters.celery.splicing import Splicer, splicer_of
 from pyventus.errors import describe_error
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ Action = Callable[[Any, str], T]
 
 MAX_SENDERS = 10
 MAX_LEAVING = 20
+# Messages in one round trip.
+MAX_TOGETHER = 1000
 IDLE_SECONDS = 300.0
 FAIL_FAST_SECONDS = 1.0
 # Ends a read that hangs in a thread that nobody waits for any more.
@@ -90,6 +93,8 @@ class Work:
 
     #: Whether what is raised that is not the broker's own failure becomes ``error`` as it is.
     keeps_errors: ClassVar[bool] = False
+    #: Whether it is known to be done.
+    is_through: bool = False
 
     def __init__(self, senders: _Senders) -> None:
         self.error: BaseException | None = None
@@ -99,10 +104,6 @@ class Work:
         self.future: Future[BaseException | None] = native.shared(Future())
         self.sender: Sender | None = None
         self._senders = senders
-
-    def do(self, sender: Sender) -> None:
-        """Called in the sender's thread, once it is connected."""
-        raise NotImplementedError
 
     def wait(self, end: float) -> None:
         """Wait until it is done or has failed, at the latest until ``end``."""
@@ -127,15 +128,24 @@ class Work:
 
 
 class Publishing(Work):
-    """A message on its way to the broker."""
+    """Messages on their way to the broker.
 
-    def __init__(self, message: Message, senders: _Senders) -> None:
+    Attributes:
+        messages: which ones, all for one queue.
+        queue: its name.
+        stored: ids of those that are known to be stored.
+    """
+
+    def __init__(self, messages: Sequence[Message], senders: _Senders) -> None:
         super().__init__(senders)
-        self.message = message
-        self.queue = message.queue
+        self.messages = messages
+        self.queue = messages[0].queue
+        self.stored: set[str] = set()
 
-    def do(self, sender: Sender) -> None:
-        sender.store(self.message)
+    def say_stored(self, message: Message) -> None:
+        """A message is known to be stored."""
+        self.stored.add(message.id)
+        self.is_through = len(self.stored) == len(self.messages)
 
 
 class Calling(Work, Generic[T]):
@@ -146,10 +156,7 @@ class Calling(Work, Generic[T]):
 
     def __init__(self, action: Action[T], senders: _Senders) -> None:
         super().__init__(senders)
-        self._action = action
-
-    def do(self, sender: Sender) -> None:
-        self.value = sender.perform(self._action)
+        self.action = action
 
 
 class Publisher:
@@ -161,10 +168,10 @@ class Publisher:
         self._senders = _Senders(app)
         _publishers.add(self)
 
-    def start(self, message: Message) -> Publishing:
-        """Hand a message to a sender."""
+    def start(self, *messages: Message) -> Publishing:
+        """Hand messages to a sender, which sends them together, and with what others have handed to it meanwhile."""
         self._renew_after_fork()
-        publishing = Publishing(message, self._senders)
+        publishing = Publishing(messages, self._senders)
         self._senders.start(publishing)
         return publishing
 
@@ -290,41 +297,60 @@ class _Senders:
             self._senders.add(Sender(self))
             self._idle += 1
 
-    def next(self, sender: Sender) -> Work | None:
-        """The next work for an idle sender; None when it is to end."""
+    def next(self, sender: Sender) -> list[Work]:
+        """The next work for an idle sender, of messages all that fits into a round trip; none when it is to end."""
         with self._changed:
             while not self._waiting:
                 if not self._changed.wait(IDLE_SECONDS) and not self._waiting:
                     self._idle -= 1
                     sender.is_idle = False
                     self._drop(sender)
-                    return None
+                    return []
             self._idle -= 1
             sender.is_idle = False
-            work = self._waiting.popleft()
-            work.sender = sender
-            return work
+            works = self._take()
+            for work in works:
+                work.sender = sender
+            return works
 
-    def settle(self, work: Work, error: BaseException | None) -> bool:
-        """Tell who waits what became of the work; whether its sender goes on."""
+    def _take(self) -> list[Work]:
+        works, room = [self._waiting.popleft()], MAX_TOGETHER
+        while isinstance(works[-1], Publishing) and self._waiting and isinstance(self._waiting[0], Publishing):
+            room -= len(works[-1].messages)
+            if room < len(self._waiting[0].messages):
+                break
+            works.append(self._waiting.popleft())
+        return works
+
+    def settle(self, sender: Sender, works: list[Work], error: BaseException | None, failed: Collection[Work]) -> bool:
+        """Tell who waits what became of the works; whether their sender goes on.
+
+        Args:
+            sender: who did them.
+            works: what it took.
+            error: what ended it; None: all is done.
+            failed: what it was at then; of the rest, what is not through was not begun.
+        """
         with self._changed:
-            sender = work.sender
-            if sender is None or sender not in self._senders:
-                return False
-            if error is None:
+            is_here = sender in self._senders
+            if is_here and error is None:
                 self._failed_at = None
                 self._idle += 1
                 sender.is_idle = True
-            else:
+            elif is_here:
                 self._drop(sender)
-            work.future.set_result(error)
-            if isinstance(error, BrokerDown):
+            for work in works:
+                # Of one that is done the deadline has passed.
+                if not work.future.done() and (error is None or work.is_through or work in failed):
+                    work.future.set_result(None if work.is_through else error)
+            self._waiting.extendleft(work for work in reversed(works) if not work.future.done())
+            if is_here and isinstance(error, BrokerDown):
                 self._fail(str(error))
             elif error is not None:
                 # Others may wait for the sender that leaves.
                 with contextlib.suppress(RuntimeError):
                     self._add_sender()
-            return error is None
+            return is_here and error is None
 
     def give_up(self, work: Work) -> BaseException | None:
         """What became of the work by its deadline; a sender that is still at it is abandoned."""
@@ -389,6 +415,7 @@ class Sender:
         self._driver = ""
         self._producer: Any = None
         self._delays: Delays | None = None
+        self._splicer: Splicer | None = None
         self._returned: BaseException | None = None
         self.is_idle = True
         self.is_over = False
@@ -411,13 +438,14 @@ class Sender:
             self._senders.ended(self)
 
     def _send_next(self) -> bool:
-        work = self._senders.next(self)
-        if work is None:
+        works = self._senders.next(self)
+        if not works:
             return False
-        error = work.context.run(self._attempt, work)
-        return self._senders.settle(work, error)
+        self._at: Collection[Work] = works
+        error = self._attempt(works)
+        return self._senders.settle(self, works, error, self._at)
 
-    def _attempt(self, work: Work) -> BaseException | None:
+    def _attempt(self, works: list[Work]) -> BaseException | None:
         try:
             self._connect()
         except PublishError as error:
@@ -428,22 +456,50 @@ class Sender:
         except Exception as error:
             return self._explain(BrokerDown, error, NOT_SENT)
         try:
-            work.do(self)
+            if isinstance(works[0], Calling):
+                self._perform(works[0])
+            else:
+                self._store_all([work for work in works if isinstance(work, Publishing)])
         except PublishError as error:
             return error
         except Abandoned:
             raise
         except BaseException as error:
             # A SystemExit, too: receivers of Celery's signals are the user's code, and who emitted waits for a word.
-            return self._explain_failure(error, work)
+            return self._explain_failure(error, works[0])
         return None
 
-    def perform(self, action: Action[T]) -> T:
-        """Call an action with the channel."""
-        value: T = self._interruptibly(action, self._producer.channel, self._driver)
-        return value
+    def _perform(self, calling: Calling[T]) -> None:
+        calling.value = calling.context.run(self._interruptibly, calling.action, self._producer.channel, self._driver)
+        calling.is_through = True
 
-    def store(self, message: Message) -> None:
+    def _store_all(self, publishings: list[Publishing]) -> None:
+        """Send those that are like earlier ones together, and before that each other one in Celery's own way."""
+        together: list[tuple[Publishing, Message, Any]] = []
+        for publishing in publishings:
+            for message in publishing.messages:
+                template = self._splicer and self._splicer.template(message)
+                if template is None:
+                    self._store_of(publishing, message)
+                else:
+                    together.append((publishing, message, template))
+        if self._splicer is None or not together:
+            return
+        self._at = {publishing for publishing, _, _ in together}
+        lost = self._splicer.send([(message, template) for _, message, template in together])
+        for publishing, message, _ in together:
+            if message.id not in lost:
+                publishing.say_stored(message)
+        for publishing, message, _ in together:
+            if message.id in lost:
+                self._store_of(publishing, message)
+
+    def _store_of(self, publishing: Publishing, message: Message) -> None:
+        self._at = {publishing}
+        publishing.context.run(self._store, message)
+        publishing.say_stored(message)
+
+    def _store(self, message: Message) -> None:
         """Publish a message; on RabbitMQ it is confirmed then, and in a queue."""
         self._publish(message)
         if self._returned is not None:
@@ -460,11 +516,12 @@ class Sender:
         assert self._delays is not None
         self._returned = None
         delayed = self._delays.options(message.queue, message.options)
-        self._app.send_task(
-            message.task, args=(message.text,), task_id=message.id, queue=message.queue, shadow=message.shadow,
-            argsrepr="(...)", kwargsrepr="{}", serializer="json", ignore_result=True, add_to_parent=False,
-            producer=self._producer, retry=False, **delayed, **self._options(message),
-        )  # fmt: skip
+        with self._splicer.recorded(message) if self._splicer is not None else contextlib.nullcontext():
+            self._app.send_task(
+                message.task, args=(message.text,), task_id=message.id, queue=message.queue, shadow=message.shadow,
+                argsrepr="(...)", kwargsrepr="{}", serializer="json", ignore_result=True, add_to_parent=False,
+                producer=self._producer, retry=False, **delayed, **self._options(message),
+            )  # fmt: skip
 
     def _options(self, message: Message) -> dict[str, Any]:
         options: dict[str, Any] = {"mandatory": True} if self._driver == "amqp" else {}
@@ -496,6 +553,7 @@ class Sender:
             connection.channel(), auto_declare=False, on_return=self._on_return if self._driver == "amqp" else None
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
+        self._splicer = splicer_of(self._driver, self._app, self._producer.channel, self._interruptibly)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 

@@ -1,0 +1,133 @@
+"""A process that sends messages in one way, for as long as it is told: ``python -m benchmarks.emitting emit``.
+
+For each line on its standard input, a number of seconds, it answers how many it has sent, and in how many seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import redis
+
+from benchmarks.shop import BROKER, TEXT, app, emitter, queue
+
+THREADS = 32
+TASKS = 100
+BATCH = 1000
+
+#: Sends some messages and says how many.
+Send = Callable[[], int]
+
+
+def emit() -> int:
+    emitter.emit("order.placed", 0, TEXT)
+    return 1
+
+
+def envelope() -> str:
+    return queue.message(emitter.prepare("order.placed", 0, TEXT)).text
+
+
+def send_task() -> Send:
+    text = envelope()
+
+    def send() -> int:
+        app.send_task("bench.note", args=(text,), queue=app.conf.task_default_queue, ignore_result=True)
+        return 1
+
+    return send
+
+
+def bare() -> Send:
+    """LPUSH of the very bytes that an emit has pushed."""
+    client = redis.Redis.from_url(BROKER.replace("pyventus-redis", "redis"))
+    emit()
+    message = client.lindex(queue.name, 0)
+    assert isinstance(message, bytes), "the emission is not where Celery's own transport keeps it"
+
+    def send() -> int:
+        client.lpush(f"{queue.name}-bare", message)
+        return 1
+
+    return send
+
+
+def emit_many(**options: Any) -> Send:
+    emissions = [emitter.prepare("order.placed", 0, TEXT) for _ in range(BATCH)]
+
+    def send() -> int:
+        emitter.emit_many(emissions, **options)
+        return BATCH
+
+    return send
+
+
+def in_threads(send: Send) -> Send:
+    threads = ThreadPoolExecutor(THREADS)
+
+    def repeat(_: int) -> int:
+        return sum(send() for _ in range(10))
+
+    return lambda: sum(threads.map(repeat, range(THREADS)))
+
+
+def at_once(one: Callable[[], Any]) -> Send:
+    """So many coroutines beside one another, on one loop."""
+    runner = asyncio.Runner()
+
+    async def some() -> int:
+        await asyncio.gather(*[one() for _ in range(TASKS)])
+        return TASKS
+
+    return lambda: runner.run(some())
+
+
+def aemit() -> Any:
+    return emitter.aemit("order.placed", 0, TEXT)
+
+
+WAYS: dict[str, Callable[[], Send]] = {
+    "emit": lambda: emit,
+    "send_task": send_task,
+    "bare": bare,
+    "emit_many": emit_many,
+    "batches": lambda: emit_many(batch=100),
+    "emit in threads": lambda: in_threads(emit),
+    "send_task in threads": lambda: in_threads(send_task()),
+    "aemit at once": lambda: at_once(aemit),
+    "send_task at once": lambda: at_once(partial(asyncio.to_thread, send_task())),
+}
+
+
+def send_for(seconds: float, send: Send) -> tuple[int, float]:
+    start, sent = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds:
+        sent += send()
+    return sent, passed
+
+
+def exactly() -> None:
+    """For each line, a number of emissions, sends so many."""
+    for line in sys.stdin:
+        print(sum(emit() for _ in range(int(line))), flush=True)
+
+
+def main(way: str) -> None:
+    if way == "exactly":
+        return exactly()
+    send = WAYS[way]()
+    send()
+    for line in sys.stdin:
+        print(*send_for(float(line), send), flush=True)
+    os._exit(0)  # Of no interest: what a client does at its leisure.
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,279 @@
+"""Writes docs/performance.md and its plots from docs/performance.json, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks import floors
+from benchmarks.floors import Reached, reach
+from benchmarks.measure import ROOT, Rounds, median
+from benchmarks.peers import IN_PROCESS, PEERS
+from benchmarks.plots import Bar, bars, lines, number
+
+RESULTS = ROOT / "docs" / "performance.json"
+PAGE = ROOT / "docs" / "performance.md"
+PLOTS = ROOT / "docs" / "performance"
+
+#: Section, heading, unit, what to say.
+SECTIONS = (
+    (
+        "emit on redis", "Emitting on Redis", "messages per second, more is better",
+        "One process sends 600-byte messages in one way, as fast as it can. `send_task` carries the same bytes, and `bare` "
+        "is redis-py's `LPUSH` of the very message that `emit` stores, without building it. *In threads*: 32 threads share "
+        "one emitter or app. *At once*: 100 coroutines on one loop, with `aemit`, and with `asyncio.to_thread(send_task)`.",
+    ),
+    (
+        "emit on rabbitmq", "Emitting on RabbitMQ", "messages per second, more is better",
+        "The same with RabbitMQ on this machine, whose queues are durable and messages persistent. Emits are confirmed by "
+        "default; `send_task` is when the app's transport option `confirm_publish` is on.",
+    ),
+    (
+        "drain", "Working off a full queue", "messages per second of one worker process, more is better",
+        "The queue is filled first, then one worker process is started. The time is from the first handled message to the "
+        "last, and a message counts when its handler has run: it writes the moment under the message's number in a file "
+        "that all processes share. 10,000 messages for Pyventus and Celery, 5,000 for the others, 2,000 for RQ. Pyventus "
+        "verifies each signature, decodes, and acknowledges after the handler has run; Celery's tasks are acknowledged "
+        "before, as is its default.",
+    ),
+    (
+        "sleepers", "500 handlers that each sleep 0.1 s", "seconds in one worker process, less is better",
+        "Counted from when the first handler ends, 0.1 s added. Handlers are `async def` where the queue runs them; "
+        "elsewhere they sleep in threads, 500 of them. RQ runs one job at a time and would take 50 s.",
+    ),
+    (
+        "latency", "From `emit` to the handler", "microseconds, less is better",
+        "One message at a time to an idle worker: from before `emit` or `send_task` to the first line of the handler.",
+    ),
+    (
+        "in process", "In this process", "microseconds for one emit to one sync handler, less is better",
+        "`AsyncIOEventEmitter` outside a running loop. Its emission has an id, a moment and a context of its own; failures "
+        "are logged, and retried if asked for. pyee and blinker call the function.",
+    ),
+)  # fmt: skip
+
+GROWTH = (
+    ("handlers", "Handlers", "microseconds of one emit in this process", "number", {
+        "others": "of other events", "async": "async, of the event", "sync": "sync, of the event",
+    }),
+    ("linking", "Linking one more handler", "microseconds to link and unlink it", "handlers of the same callback and event", {"linking": "linking"}),
+    ("payload", "Size", "microseconds", "bytes of text in the event", {"emit by size": "emit on Redis", "payload": "seal and open"}),
+    ("depth", "Waiting messages", "microseconds", "messages that wait in the queue (the first point: none)", {
+        "emit by depth": "one emit", "drain by depth": "one in a worker",
+    }),
+    ("workers", "Worker processes", "messages per second", "solo worker processes", {
+        "drain by workers, pyventus": "pyventus", "drain by workers, celery": "celery",
+    }),
+)  # fmt: skip
+
+
+def write_page() -> None:
+    results = json.loads(RESULTS.read_text())
+    PLOTS.mkdir(exist_ok=True)
+    for name, drawn in plots(results).items():
+        (PLOTS / name).write_text(drawn)
+    PAGE.write_text(page(results))
+
+
+def plots(results: dict[str, Any]) -> dict[str, str]:
+    """All plots by file name."""
+    samples = results["samples"]
+    drawn = {
+        f"{_slug(section)}.svg": bars(heading.replace("`", ""), unit, _bars(samples[section], "less" in unit))
+        for section, heading, unit, _ in SECTIONS
+        if section in samples
+    }
+    for name, heading, up, across, sides in GROWTH:
+        series = {
+            label: _points(samples[f"growth: {side}"]) for side, label in sides.items() if f"growth: {side}" in samples
+        }
+        if series:
+            drawn[f"growth-{name}.svg"] = lines(heading, across, up, series)
+    return drawn
+
+
+def page(results: dict[str, Any]) -> str:
+    samples, machine = results["samples"], results["machine"]
+    parts = [
+        "# Performance",
+        f"Ratios, measured beside one another in one run on one machine with {machine['cpus']} CPUs, on "
+        f"{machine['taken']}. Rates of another machine are others; ratios are much the same. `make bench` measures anew "
+        "and writes this page from `docs/performance.json`; nobody edits it.",
+        *_floors(reach(samples)),
+        _not_built(results["built"]),
+        *(part for section in SECTIONS if section[0] in samples for part in _section(samples[section[0]], *section)),
+        *_memory(samples),
+        *_growth(samples),
+        *_profiles(results.get("profiles", {})),
+        *_how(machine, results["peers"]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# -- The floors -----------------------------------------------------------------------------------------------------
+
+
+def _floors(reached: Sequence[Reached]) -> list[str]:
+    rows = []
+    for each in reached:
+        floor = each.floor
+        sides = " / ".join(side for side in (each.ours, each.against) if side)
+        asked = f"{floor.kind} {floor.bound:g} {floor.unit}"
+        value = spread = "-"
+        if each.value is not None:
+            value = f"{number(each.value)} {floor.unit}"
+            spread = f"{number(each.low)} to {number(each.high)}"
+        rows.append((floor.work, sides or "-", value, spread, asked, each.verdict))
+    return [
+        "## What it has to reach",
+        "Ratios are medians of rounds, beside them the least and the most of any round. A message is an event with 570 "
+        "bytes of text and a number, signed with a secret of 32 bytes, with one handler linked to it. Of several pools the "
+        "best of each side counts; the second column says which it was.",
+        _table(("work", "sides", "measured", "rounds", "has to be", ""), rows),
+    ]
+
+
+def _not_built(built: dict[str, bool]) -> str:
+    missing = [name for name, is_built in built.items() if not is_built]
+    return f"Not built yet, and so not measured: {', '.join(missing)}." if missing else ""
+
+
+# -- Sections ---------------------------------------------------------------------------------------------------------
+
+
+def _section(rounds: Rounds, section: str, heading: str, unit: str, said: str) -> list[str]:
+    is_latency = section == "latency"
+    head = (unit.partition(",")[0], "99th percentile" if is_latency else "least and most of the rounds")
+    rows = [
+        (name, number(median(values)), number(floors.percentile(values, 0.99)) if is_latency else _spread(values))
+        for name, values in _sorted(rounds, "less" in unit)
+    ]
+    return [
+        f"## {heading}",
+        said,
+        f"![{heading.replace('`', '')}](performance/{_slug(section)}.svg)",
+        _table(("", *head), rows),
+    ]
+
+
+def _bars(rounds: Rounds, is_less_better: bool) -> list[Bar]:
+    return [
+        Bar(name, median(values), *_ends(values), name.startswith(("pyventus", "emit", "aemit", "batches")))
+        for name, values in _sorted(rounds, is_less_better)
+    ]
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Of many values, such as latencies, all but the outermost tenths."""
+    if len(values) < 20:
+        return min(values), max(values)
+    return floors.percentile(values, 0.1), floors.percentile(values, 0.9)
+
+
+def _sorted(rounds: Rounds, is_less_better: bool) -> list[tuple[str, list[float]]]:
+    return sorted(rounds.items(), key=lambda side: median(side[1]), reverse=not is_less_better)
+
+
+def _memory(samples: floors.Samples) -> list[str]:
+    if "memory" not in samples:
+        return []
+    steps = [f"{20 * (n + 1)},000" for n in range(max(map(len, samples["memory"].values())))]
+    rows = [(name, *(f"{value:,.0f}" for value in values)) for name, values in samples["memory"].items()]
+    return [
+        "## Memory",
+        "Kilobytes held by a process that emits, and by a solo worker that runs the handlers, after so many emissions.",
+        _table(("", *steps), rows),
+    ]
+
+
+def _growth(samples: floors.Samples) -> list[str]:
+    parts = []
+    for name, heading, up, across, sides in GROWTH:
+        found = {label: samples[f"growth: {side}"] for side, label in sides.items() if f"growth: {side}" in samples}
+        if not found:
+            continue
+        steps = sorted({int(step) for rounds in found.values() for step in rounds})
+        rows = [
+            (label, *(number(median(rounds[str(step)])) if str(step) in rounds else "-" for step in steps))
+            for label, rounds in found.items()
+        ]
+        parts += [
+            f"### {heading}",
+            f"![{heading}](performance/growth-{name}.svg)",
+            _table((f"{up}, by {across.partition(' (')[0]}", *(f"{step:,}" for step in steps)), rows),
+        ]
+    return ["## Growth", "Both axes of the plots are logarithmic.", *parts] if parts else []
+
+
+def _points(rounds: Rounds) -> list[tuple[float, float]]:
+    steps = sorted(int(step) for step in rounds)
+    # Nothing has no place on a logarithmic axis: it stands where the axis begins.
+    first = min((step for step in steps if step), default=1) / 10
+    return [(step or first, median(rounds[str(step)])) for step in steps]
+
+
+# -- Profiles -----------------------------------------------------------------------------------------------------
+
+
+def _profiles(profiles: dict[str, Any]) -> list[str]:
+    said = {
+        "emit": "Of one `emit` on Redis, in all threads of the process",
+        "work": "Of one emission in a solo worker on Redis, its transport included",
+    }
+    parts = []
+    for what, text in said.items():
+        if what not in profiles:
+            continue
+        shares = ", ".join(
+            f"{package} {share:.0%}" for package, share in profiles[what]["packages"].items() if share >= 0.01
+        )
+        rows = [(f"`{name}`", f"{calls:g}", f"{share:.1%}") for name, calls, share in profiles[what]["functions"]]
+        parts += [f"{text}: {shares}.", _table(("function", "calls", "share"), rows)]
+    if not parts:
+        return []
+    return [
+        "## Where the time goes",
+        "Measured with cProfile, which makes calls of Python functions dearer than they are: look at the order. Waiting is "
+        "left out.",
+        *parts,
+    ]
+
+
+# -- How ----------------------------------------------------------------------------------------------------------
+
+
+def _how(machine: dict[str, Any], pins: dict[str, str]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    others = "\n".join(f"- **{peer.name}** {pins[peer.name]}: {peer.how}" for peer in PEERS)
+    in_process = ", ".join(f"{name} {pins[name]}" for name in IN_PROCESS)
+    return [
+        "## How it was measured",
+        f"Commit `{machine['commit']}` on Python {machine['python']}, {machine['system']}, {machine['cpus']} CPUs: {versions}; "
+        f"{in_process}. Everything ran on this machine: an embedded Valkey that writes nothing to disk, for all sides, and a "
+        "RabbitMQ. Each side runs in processes of its own. They take turns, in an order that changes from round to round, "
+        "so that what else the machine does meets all alike.",
+        "Celery: no results, no events, no gossip, no mingle, no heartbeat, `worker_prefetch_multiplier=64`; the same for "
+        "Pyventus, which runs in Celery's workers. Pools are `solo`, `threads` with 10 threads (500 for the sleepers) and "
+        "`prefork` with 2 processes, Celery's own default on two CPUs.",
+        "The others, each in a virtual environment of its own with pinned releases (`benchmarks/peers/`), and with its own "
+        "client that fills the queue:",
+        others,
+    ]
+
+
+# -- Words ----------------------------------------------------------------------------------------------------------
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z]+", "-", text.lower()).strip("-")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:" for _ in head[1:]]], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,330 @@
+"""What is measured, section by section. Each adds its samples to the bench, in turns with what it is compared to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks import features
+from benchmarks.measure import (
+    ROOT,
+    Bench,
+    Sender,
+    Snapshot,
+    celery_worker,
+    memory,
+    ours,
+    running,
+    say,
+    senders,
+    wait_until_handled,
+)
+from benchmarks.oracle import Times
+from benchmarks.peers import IN_PROCESS, PEERS, Peer, install
+from tests.brokers import RabbitMQ
+
+NAME = "bench"
+QUEUES = {"ours": f"{NAME}-emissions", "stock": f"{NAME}-tasks"}
+MESSAGES = 10_000
+NAPS = 500
+# The rate of the others is the same with fewer, and the whole run has to end.
+OTHERS_MESSAGES = 5_000
+FEWER = {"rq": 2_000}
+
+
+# -- Emitting -----------------------------------------------------------------------------------------------------
+
+WAYS = ("emit", "send_task", "bare", "emit in threads", "send_task in threads", "aemit at once", "send_task at once")
+
+
+def emit_on_redis(bench: Bench) -> None:
+    """Each way in a process of its own; the queues are emptied after each turn."""
+    env = bench.env()
+    ways = ("emit", "send_task", "bare") if bench.is_quick else WAYS
+    commands = {way: (ours("emitting", way), env) for way in ways}
+    if features.has_emit_many():
+        commands["emit_many"] = (ours("emitting", "emit_many"), env)
+    if features.has_batches():
+        commands["batches"] = (ours("emitting", "batches"), env)
+    _emit(bench, "emit on redis", commands, lambda: bench.redis.flushdb())
+
+
+def emit_on_amqp(bench: Bench) -> None:
+    if bench.amqp_url is None:
+        say("emit on rabbitmq: no server answers")
+        return
+    broker = RabbitMQ(bench.amqp_url)
+    confirmed = bench.env(BENCH_BROKER=bench.amqp_url, BENCH_CONFIRM="on")
+    plain = {**confirmed, "BENCH_CONFIRM": "off"}
+    commands = {
+        "emit": (ours("emitting", "emit"), confirmed),
+        "send_task, confirmed": (ours("emitting", "send_task"), confirmed),
+        "send_task": (ours("emitting", "send_task"), plain),
+    }
+    if features.unconfirmed() is not None:
+        commands["emit, unconfirmed"] = (ours("emitting", "emit"), plain)
+    if features.has_emit_many():
+        commands["emit_many"] = (ours("emitting", "emit_many"), confirmed)
+
+    def purge() -> None:
+        with broker.channel() as channel:
+            for queue in QUEUES.values():
+                channel.queue_declare(queue, durable=True, auto_delete=False)
+                channel.queue_purge(queue)
+
+    try:
+        _emit(bench, "emit on rabbitmq", commands, purge)
+    finally:
+        broker.delete(*QUEUES.values())
+
+
+def _emit(
+    bench: Bench,
+    section: str,
+    commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]],
+    empty: Callable[[], object],
+) -> None:
+    with senders(commands) as started:
+
+        def rate(sender: Sender) -> float:
+            value = sender.rate(0.3 if bench.is_quick else 0.5)
+            empty()
+            return value
+
+        for sender in started.values():
+            sender.rate(0.1)
+        bench.turns(section, {name: lambda sender=sender: rate(sender) for name, sender in started.items()})  # type: ignore[misc]
+
+
+# -- Draining -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Worker:
+    """One worker process with what fills its queue."""
+
+    fill: Sequence[str]
+    command: Sequence[str]
+    env: Mapping[str, str]
+    count: int
+
+
+def celery_workers(bench: Bench, what: str, count: int) -> dict[str, Worker]:
+    """Ours and stock Celery's, each in the pools that suit the work."""
+    event = {"note": "order.placed", "nap": "order.checked"}[what]
+    pools = {"note": (("solo", 1), ("threads", 10), ("prefork", 2)), "nap": (("threads", 500),)}[what]
+    stock = {
+        f"celery, {pool}": Worker(
+            ours("filling", "send_task", f"bench.{what}", str(count)),
+            celery_worker(QUEUES["stock"], pool=pool, concurrency=number),
+            bench.env(),
+            count,
+        )
+        for pool, number in pools
+    }
+    url = features.redis_url(bench.redis_url)
+    fast = {} if url == bench.redis_url else {"own transport, ": url}
+    found = dict(stock)
+    for prefix, broker in {"": bench.redis_url, **fast}.items():
+        for pool, number in _our_pools(what):
+            way = {"asyncio": {"BENCH_POOL": features.ASYNCIO_POOL}}.get(pool, {})
+            command = celery_worker(QUEUES["ours"], pool="custom" if pool == "asyncio" else pool, concurrency=number)
+            for batch, fill in {"": "emit", **({", batches": "batches"} if features.has_batches() else {})}.items():
+                if batch and (what == "nap" or pool == "threads"):
+                    continue
+                found[f"pyventus, {prefix}{pool}{batch}"] = Worker(
+                    ours("filling", fill, event, str(count)), command, bench.env(BENCH_BROKER=broker, **way), count
+                )
+    return found
+
+
+def _our_pools(what: str) -> list[tuple[str, int]]:
+    pools = [("solo", 1), ("threads", 10)] if what == "note" else [("threads", 500)]
+    # `-P custom` is Celery's word for the class in CELERY_CUSTOM_WORKER_POOL.
+    return [*pools, ("asyncio", 500 if what == "nap" else 100)] if features.has_asyncio_pool() else pools
+
+
+def peer_workers(bench: Bench, what: str, count: int) -> dict[str, Worker]:
+    found = {}
+    for peer in PEERS:
+        command = peer.worker if what == "note" else peer.sleeper
+        if command:
+            install(peer.name)
+            number = min(count, FEWER.get(peer.name, count))
+            env = bench.env(RQ_REDIS_URL=bench.redis_url)
+            found[peer.name] = Worker(peer.fill(what, number), peer.command(command), env, number)
+    return found
+
+
+def drain(bench: Bench) -> None:
+    """Handled messages per second of one worker process, from the first to the last of a full queue."""
+    count = 2_000 if bench.is_quick else MESSAGES
+    workers = celery_workers(bench, "note", count)
+    if bench.is_quick:
+        workers = {name: worker for name, worker in workers.items() if "threads" not in name and "prefork" not in name}
+    else:
+        workers |= peer_workers(bench, "note", OTHERS_MESSAGES)
+    _drain(bench, "drain", workers, lambda worker, seconds: worker.count / seconds)
+
+
+def naps(bench: Bench) -> None:
+    """Seconds that one worker process takes for 500 messages whose handlers each sleep 0.1 s."""
+    workers = celery_workers(bench, "nap", NAPS)
+    if not bench.is_quick:
+        workers |= peer_workers(bench, "nap", NAPS)
+    # The first to end has slept already.
+    _drain(bench, "sleepers", workers, lambda worker, seconds: seconds + 0.1)
+
+
+def _drain(bench: Bench, section: str, workers: Mapping[str, Worker], value: Callable[[Worker, float], float]) -> None:
+    times = Times(bench.folder / "times", max(worker.count for worker in workers.values()))
+    snapshots = _fill(bench, workers)
+
+    def turn(name: str, worker: Worker) -> float:
+        times.reset()
+        snapshots[name].restore()
+        with running([worker.command], worker.env, bench.folder / "worker.log") as processes:
+            wait_until_handled(times, worker.count, processes)
+        return value(worker, times.seconds(worker.count))
+
+    bench.turns(
+        section,
+        {name: lambda name=name, worker=worker: turn(name, worker) for name, worker in workers.items()},  # type: ignore[misc]
+        rounds=2 if bench.is_quick else 3,
+    )
+    bench.redis.flushdb()
+
+
+def _fill(bench: Bench, workers: Mapping[str, Worker]) -> dict[str, Snapshot]:
+    """The full queue of each; what is filled alike is filled once."""
+    filled: dict[tuple[str, ...], Snapshot] = {}
+    for worker in workers.values():
+        key = (*worker.fill, worker.env["BENCH_BROKER"])
+        if key not in filled:
+            bench.redis.flushdb()
+            start = time.monotonic()
+            _call(worker.fill, worker.env)
+            say(f"{worker.count:,} messages in {time.monotonic() - start:.1f} s: {' '.join(worker.fill[1:])}")
+            filled[key] = Snapshot(bench.redis)
+    return {name: filled[*worker.fill, worker.env["BENCH_BROKER"]] for name, worker in workers.items()}
+
+
+def _call(command: Sequence[str], env: Mapping[str, str]) -> None:
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=True)
+
+
+# -- From emit to handler -------------------------------------------------------------------------------------------
+
+
+def latency(bench: Bench) -> None:
+    """Microseconds from before the emit to the handler's first line, of an idle worker of each kind."""
+    count = 20
+    Times(bench.folder / "times", count)
+    pools = {"solo": (1, {}), "threads": (10, {})}
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Sender] = {}
+        for pool, (number, _) in pools.items():
+            for side, way in (("pyventus", "emit"), ("celery", "send_task")):
+                env = bench.env(BENCH_NAME=f"{side}-{pool}")
+                _start_latency(bench, stack, sides, f"{side}, {pool}", way, pool, number, env)
+        if features.has_redis_transport() or features.has_asyncio_pool():
+            pool = "asyncio" if features.has_asyncio_pool() else "solo"
+            env = bench.env(
+                BENCH_NAME="pyventus-own",
+                BENCH_BROKER=features.redis_url(bench.redis_url),
+                **({"BENCH_POOL": features.ASYNCIO_POOL} if pool == "asyncio" else {}),
+            )
+            _start_latency(bench, stack, sides, f"pyventus, own transport, {pool}", "emit", pool, 100, env)
+        for sender in sides.values():
+            sender.ask("5")
+        for _ in range(2 if bench.is_quick else 10):
+            for name, sender in sides.items():
+                for value in sender.ask(str(count)):
+                    bench.add("latency", name, value)
+    bench.redis.flushdb()
+
+
+def _start_latency(
+    bench: Bench,
+    stack: contextlib.ExitStack,
+    sides: dict[str, Sender],
+    name: str,
+    way: str,
+    pool: str,
+    concurrency: int,
+    env: dict[str, str],
+) -> None:
+    kind = "emissions" if way == "emit" else "tasks"
+    command = celery_worker(
+        f"{env['BENCH_NAME']}-{kind}", pool="custom" if pool == "asyncio" else pool, concurrency=concurrency
+    )
+    stack.enter_context(running([command], env, bench.folder / "worker.log"))
+    sides[name] = Sender(ours("latency", way), env)
+    stack.callback(sides[name].close)
+
+
+# -- In process -----------------------------------------------------------------------------------------------------
+
+
+def in_process(bench: Bench) -> None:
+    """Microseconds of one emit to one sync handler."""
+    commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {
+        "pyventus": (ours("inprocess", "pyventus"), bench.env())
+    }
+    for name in () if bench.is_quick else IN_PROCESS:
+        install(name)
+        peer = Peer(name, "", "", "")
+        commands[name] = (peer.command(f"python -m benchmarks.inprocess {name}"), bench.env())
+    with senders(commands) as started:
+
+        def cost(sender: Sender) -> float:
+            count, passed = sender.ask("50000")
+            return passed / count * 1e6
+
+        sides = {name: lambda sender=sender: cost(sender) for name, sender in started.items()}  # type: ignore[misc]
+        bench.turns("in process", sides, rounds=bench.rounds * 2)
+
+
+# -- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory_kept(bench: Bench) -> None:
+    """Kilobytes that the emitting process and a worker hold, after each 20,000 emissions."""
+    Times(bench.folder / "times", 1)
+    env = bench.env(BENCH_BROKER=features.redis_url(bench.redis_url))
+    worker = celery_worker(QUEUES["ours"], pool="solo")
+    with (
+        senders({"emit": (ours("emitting", "exactly"), env)}) as started,
+        running([worker], env, bench.folder / "worker.log") as processes,
+    ):
+        for _ in range(5):
+            started["emit"].ask("20000")
+            _wait_until_empty(bench)
+            bench.add("memory", "emitting process", memory(started["emit"].pid))
+            bench.add("memory", "worker process", memory(processes[0].pid))
+            say(f"memory: {bench.samples['memory']}")
+    bench.redis.flushdb()
+
+
+def _wait_until_empty(bench: Bench) -> None:
+    client = bench.redis
+    end = time.monotonic() + 300
+    while client.llen(QUEUES["ours"]):
+        assert time.monotonic() < end, "the worker does not keep up"
+        time.sleep(0.05)
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "inprocess": in_process,
+    "emit": emit_on_redis,
+    "amqp": emit_on_amqp,
+    "latency": latency,
+    "drain": drain,
+    "sleepers": naps,
+    "memory": memory_kept,
+}
+QUICK = ("inprocess", "emit", "amqp", "latency", "drain", "sleepers")

@@ -1,0 +1,25 @@
+-- Takes up to so many entries from the lists of a worker, records them as in flight, and forgets what it has finished.
+--
+-- KEYS: in flight, sessions, then pairs of a landing list and its queue, the first first
+-- ARGV: session, the id of the first entry, how many, then the ids that are finished
+-- Returns the number of the queue and the bytes of each entry; nothing if the session is not registered.
+
+for first = 4, #ARGV, 1000 do
+    redis.call('HDEL', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
+end
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return false end
+
+local id, room = tonumber(ARGV[2]), tonumber(ARGV[3])
+local found = {}
+for number = 3, #KEYS do
+    if room == 0 then break end
+    local queue = KEYS[number + number % 2]
+    -- RPOP comes first: with it the script counts as writing, and a full Redis then lets HSET pass.
+    for _, entry in ipairs(redis.call('RPOP', KEYS[number], room) or {}) do
+        redis.call('HSET', KEYS[1], id, #queue .. ':' .. queue .. entry)
+        found[#found + 1] = math.floor((number - 3) / 2)
+        found[#found + 1] = entry
+        id, room = id + 1, room - 1
+    end
+end
+return found

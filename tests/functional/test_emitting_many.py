@@ -1,0 +1,184 @@
+"""Many emissions at once, and messages made from earlier ones: what is stored, and what is said of the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from kombu import Queue as KombuQueue
+
+from pyventus import Emission, EmitError
+from pyventus.emitters.celery import CeleryEventEmitter
+from pyventus.errors import InvalidEvent, InvalidOption, NotSerializable
+from tests.brokers import RabbitMQ, Valkey, hanging_broker
+from tests.functional.test_emitting_processes import stored_ids
+
+SECRET = "the secret of the tests' queues, " * 2
+
+
+def make_emitter(url: str, *queues: str, **options: Any) -> CeleryEventEmitter:
+    app = Celery("many", broker=url, set_as_current=False)
+    made = [CeleryEventEmitter.Queue(app, queue, secret=SECRET) for queue in queues]
+    return CeleryEventEmitter(made, **{"timeout": 20, **options})
+
+
+@pytest.fixture
+def queue(broker_url: str, queue_name: str) -> Iterator[str]:
+    yield queue_name
+    if broker_url.startswith("amqp"):
+        RabbitMQ(broker_url).delete(queue_name)
+
+
+def ids_of(emissions: list[Emission]) -> list[str]:
+    return sorted(emission.id for emission in emissions)
+
+
+@pytest.mark.parametrize("count", [1, 2, 2500])
+def test_all_are_stored_once(count: int, broker_url: str, queue: str, valkey: Valkey) -> None:
+    """In the order given, names, objects and what was prepared with arguments."""
+    emitter = make_emitter(broker_url, queue)
+    events = [emitter.prepare("Event", number) if number % 2 else f"Event {number % 7}" for number in range(count)]
+    emissions = emitter.emit_many(events)
+    assert [emission.event for emission in emissions] == [
+        each.event if isinstance(each, Emission) else each for each in events
+    ]
+    assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
+
+
+def test_the_async_twin(broker_url: str, queue: str, valkey: Valkey) -> None:
+    emitter = make_emitter(broker_url, queue)
+    emissions = asyncio.run(emitter.aemit_many(["One", "Two", "Three"]))
+    assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
+
+
+def raw_messages(url: str, queue: str, valkey: Valkey) -> list[dict[str, Any]]:
+    """All of the messages in a queue, in the order in which they came."""
+    if not url.startswith("amqp"):
+        with valkey.client() as client:
+            return [json.loads(text) for text in reversed(client.lrange(queue, 0, -1))]
+    messages = []
+    with RabbitMQ(url).channel() as channel:
+        while (message := channel.basic_get(queue, no_ack=True)) is not None:
+            info = {name: message.delivery_info[name] for name in ("exchange", "routing_key")}
+            messages.append({"body": message.body, "properties": dict(message.properties), "delivery_info": info})
+    return messages
+
+
+def without_ids(message: dict[str, Any], id: str, text: str) -> Any:
+    """What two messages of a kind share."""
+    body = message["body"]
+    if "delivery_tag" in message["properties"]:
+        del message["properties"]["delivery_tag"]
+        body = b64decode(body).decode()
+    message["body"] = body
+    return json.loads(json.dumps(message).replace(json.dumps(json.dumps(text))[1:-1], "TEXT").replace(id, "ID"))
+
+
+@pytest.mark.parametrize("priority", [None, 1])
+def test_what_is_spliced_is_what_celery_sends(
+    priority: int | None, broker_url: str, queue: str, valkey: Valkey
+) -> None:
+    """Field by field: the first is Celery's own, the second is made from it."""
+    emitter = make_emitter(broker_url, queue)
+    emitter = emitter if priority is None else emitter.with_options(priority=priority)
+    prepared = [emitter.prepare("Event of 'quotes' and \"more\" \\", number) for number in range(3)]
+    texts = {each.id: emitter._queues[0].message(each).text for each in prepared}
+    for emission in prepared:
+        emitter.send(emission)
+    if priority is not None and not broker_url.startswith("amqp"):
+        queue = f"{queue}\x06\x166"  # 9 - 1, in kombu's steps.
+    first, *spliced = raw_messages(broker_url, queue, valkey)
+    expected = without_ids(first, prepared[0].id, texts[prepared[0].id])
+    assert len(spliced) == 2
+    for emission, message in zip(prepared[1:], spliced, strict=True):
+        assert without_ids(message, emission.id, texts[emission.id]) == expected
+
+
+def test_who_listens_to_each_message_is_told(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """Such as tracing, which adds headers: then Celery makes each."""
+    emitter = make_emitter(broker_url, queue)
+    emitter.emit_many(["Event"] * 3)
+    told: list[str] = []
+
+    def tell(headers: dict[str, Any], **_: Any) -> None:
+        told.append(headers["id"])
+        headers["traceparent"] = "00-1-1-01"
+
+    signals.before_task_publish.connect(tell)
+    try:
+        emissions = emitter.emit_many(["Event"] * 3)
+    finally:
+        signals.before_task_publish.disconnect(tell)
+    assert sorted(told) == ids_of(emissions)
+
+
+def test_a_bad_event_is_refused_before_any_is_sent(broker_url: str, queue: str, valkey: Valkey) -> None:
+    emitter = make_emitter(broker_url, queue)
+    emitter.emit("Event")
+    with pytest.raises(InvalidEvent):
+        emitter.emit_many(["Event", 5])
+    with pytest.raises(NotSerializable):
+        emitter.emit_many(["Event", emitter.prepare("Event", object())])
+    for wrong in ("Event", 5, emitter.prepare("Event")):
+        with pytest.raises(InvalidOption, match="takes several events"):
+            emitter.emit_many(wrong)  # type: ignore[arg-type]
+    assert len(stored_ids(broker_url, queue, valkey)) == 1
+
+
+def test_a_broker_that_hangs_leaves_all_of_them() -> None:
+    with hanging_broker() as broker:
+        emitter = make_emitter(broker.url("redis"), "queue", timeout=1.0)
+        with pytest.raises(EmitError, match="3 of 3 emissions were not confirmed by queue 'queue'") as caught:
+            emitter.emit_many(["A", "B", "C"])
+    assert [emission.event for emission in caught.value.emissions] == ["A", "B", "C"]
+    assert caught.value.emission is caught.value.emissions[0]
+    assert caught.value.stored == ()
+
+
+def test_the_error_has_those_that_are_not_stored(amqp_url: str, queue_name: str, valkey: Valkey) -> None:
+    """A queue that takes five, and one that takes all: what was refused is known one by one."""
+    full, other = f"{queue_name}-full", f"{queue_name}-other"
+    arguments = {"x-max-length": 5, "x-overflow": "reject-publish"}
+    app = Celery("many", broker=amqp_url, set_as_current=False)
+    app.conf.task_queues = [KombuQueue(full, queue_arguments=arguments), KombuQueue(other)]
+    made = [CeleryEventEmitter.Queue(app, name, secret=SECRET) for name in (full, other)]
+    emitter = CeleryEventEmitter(made, timeout=20)
+    try:
+        with pytest.raises(EmitError, match=r"of 10 emissions were not confirmed .* refused it") as caught:
+            emitter.emit_many(["Event"] * 10)
+        assert caught.value.stored == (other,)
+        missing = {emission.id for emission in caught.value.emissions}
+        stored = set(stored_ids(amqp_url, full, valkey))
+        assert len(stored) == 5
+        assert len(missing) == 5
+        assert not stored & missing
+        with RabbitMQ(amqp_url).channel() as channel:
+            assert channel.queue_declare(other, passive=True).message_count == 10
+    finally:
+        RabbitMQ(amqp_url).delete(full, other)
+
+
+def test_a_queue_that_was_deleted_meanwhile_is_made_again(amqp_url: str, queue_name: str, valkey: Valkey) -> None:
+    emitter = make_emitter(amqp_url, queue_name)
+    emitter.emit_many(["Event"] * 3)
+    RabbitMQ(amqp_url).delete(queue_name)
+    emissions = emitter.emit_many(["Event"] * 3)
+    assert sorted(stored_ids(amqp_url, queue_name, valkey)) == ids_of(emissions)
+    RabbitMQ(amqp_url).delete(queue_name)
+
+
+def test_a_connection_that_breaks_is_told_and_made_anew(valkey: Valkey, queue_name: str) -> None:
+    with Valkey() as server:
+        emitter = make_emitter(server.url, queue_name)
+        emitter.emit_many(["Event"] * 3)
+        server.kill()
+        server.restart()
+        emissions = emitter.emit_many(["Event"] * 3)
+        with server.client() as client:
+            stored = [json.loads(text)["headers"]["id"] for text in client.lrange(queue_name, 0, 2)]
+        assert sorted(stored) == ids_of(emissions)
