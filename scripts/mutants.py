@@ -170,6 +170,19 @@ MUTANTS: dict[str, Mutant] = {
         f"{LATER}self._publish, [self._retry(handler, owed.due), soon() + 9]).start()",
         f"{POISON}::test_what_follows_is_stored_before_the_acknowledgement",
     ),
+    "call back before recording": Mutant(
+        "src/pyventus/running.py",
+        "    if job.record is not None:\n        recorded: Result",
+        "    if callback is not None and result.again is None:\n"
+        "        yield from _call_back(job, callback)\n"
+        "        callback = None\n"
+        "    if job.record is not None:\n        recorded: Result",
+        f"{LEDGER}::test_a_callback_that_kills_its_process_is_not_called_again",
+    ),
+    "start handlers in another order": Mutant(
+        f"{CELERY}/delivery.py", "results = run_jobs(jobs, interrupts", "results = run_jobs(jobs[::-1], interrupts",
+        "tests/functional/test_worker.py::test_handlers_start_in_link_order",
+    ),
     "take what was returned for stored": Mutant(
         f"{CELERY}/splicing.py", '        self._lost.add(message.properties["correlation_id"])\n', "        return\n",
         "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",

@@ -88,6 +88,23 @@ def test_what_died_with_its_worker_is_run_again(
     assert f"{emission.id} quick half" not in second.log()
 
 
+@pytest.mark.parametrize("event", ["DiesAfterSuccess", "DiesAfterFailure"])
+def test_a_callback_that_kills_its_process_is_not_called_again(
+    event: str, broker_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nor does its handler run again: what became of it was recorded first, and its dead letter still follows."""
+    emitter, file = new_emitter(broker_url, queue_name), tmp_path / "calls"
+    letters = emitter._queues[0].dead_letters
+    with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1, **ledger) as worker:
+        emission = emitter.with_options(headers={"file": str(file)}).emit(event)
+        if event == "DiesAfterSuccess":
+            worker.wait_for(f"Handler dies afterwards is not run again on emission {emission.id}", timeout=40)
+        else:
+            wait_until(lambda: len(letters.list()) == 1, "the dead letter")
+    assert file.read_text().split("\n") == ["ran", "called back", ""]
+    assert len(letters.list()) == (event == "DiesAfterFailure")
+
+
 def test_a_poisonous_handler_is_given_up(
     broker_url: str, queue_name: str, ledger: dict[str, Any], tmp_path: Path
 ) -> None:

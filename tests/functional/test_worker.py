@@ -215,6 +215,15 @@ def test_a_lone_sync_handler_runs_in_the_tasks_own_thread(worker: Process, emitt
     worker.wait_for(f"{emission.id} sync on task")
 
 
+def test_handlers_start_in_link_order(worker: Process, emitter: CeleryEventEmitter) -> None:
+    """On the loop, where nothing comes between their start and their first line."""
+    names = ["third", "first", "fifth", "second", "fourth"]
+    emission = emitter.emit("InOrder")
+    worker.wait_for(*[f"{emission.id} starts {name}" for name in names])
+    starts = [line.split()[-1] for line in worker.log().splitlines() if f"{emission.id} starts " in line]
+    assert starts == names
+
+
 def test_one_loop_per_process(worker: Process, emitter: CeleryEventEmitter) -> None:
     """Prefork's children each have one, made after the fork, which all their tasks share."""
     emissions = [emitter.emit("Where") for _ in range(8)]

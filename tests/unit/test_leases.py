@@ -52,13 +52,19 @@ def book() -> Any:
     return Book()
 
 
+#: Another test's may idle on for a minute in this process.
+earlier: set[threading.Thread] = set()
+
+
 def count_threads() -> int:
-    return sum(thread.name == "pyventus-leases" for thread in threading.enumerate())
+    return sum(thread.name == "pyventus-leases" for thread in threading.enumerate() if thread not in earlier)
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.05)
+    earlier.clear()
+    earlier.update(threading.enumerate())
     yield
     wait_until(lambda: count_threads() == 0)
 

@@ -309,3 +309,30 @@ def surrounded_too() -> None:
 
 def current_middleware() -> Any:
     return sys.modules["tests.functional.apps.service"].inside.get(None)
+
+
+def dies(*_: object) -> None:
+    with open(current_emission().headers["file"], "a") as file:
+        file.write("called back\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@EventLinker.on(
+    "DiesAfterSuccess", "DiesAfterFailure", name="dies afterwards", success_callback=dies, failure_callback=dies
+)
+def dies_afterwards() -> None:
+    with open(current_emission().headers["file"], "a") as file:
+        file.write("ran\n")
+    if current_emission().event == "DiesAfterFailure":
+        raise ValueError("in vain")
+
+
+def link_in_order(name: str) -> None:
+    @EventLinker.on("InOrder", name=name)
+    async def starts() -> None:
+        say("starts", name)
+
+
+# By no other order than that of these lines.
+for each in ("third", "first", "fifth", "second", "fourth"):
+    link_in_order(each)
