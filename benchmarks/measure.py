@@ -117,7 +117,9 @@ def ours(module: str, *arguments: str) -> list[str]:
 
 
 def celery_worker(*queues: str, pool: str, concurrency: int = 1) -> list[str]:
-    options = ["-P", pool, "-c", str(concurrency), "-Q", ",".join(queues), "-l", "ERROR"]
+    # That pool is chosen in the app's configuration, which -P would overrule.
+    chosen = [] if pool == "asyncio" else ["-P", pool]
+    options = [*chosen, "-c", str(concurrency), "-Q", ",".join(queues), "-l", "ERROR"]
     return [
         sys.executable, "-m", "celery", "-A", "benchmarks.shop", "worker", *options,
         "--without-mingle", "--without-gossip", "--without-heartbeat",

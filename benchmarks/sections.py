@@ -132,7 +132,7 @@ def celery_workers(bench: Bench, what: str, count: int) -> dict[str, Worker]:
     for prefix, broker in {"": bench.redis_url, **fast}.items():
         for pool, number in _our_pools(what):
             way = {"asyncio": {"BENCH_POOL": features.ASYNCIO_POOL}}.get(pool, {})
-            command = celery_worker(QUEUES["ours"], pool="custom" if pool == "asyncio" else pool, concurrency=number)
+            command = celery_worker(QUEUES["ours"], pool=pool, concurrency=number)
             for batch, fill in {"": "emit", **({", batches": "batches"} if features.has_batches() else {})}.items():
                 if batch and (what == "nap" or pool == "threads"):
                     continue
@@ -259,9 +259,7 @@ def _start_latency(
     env: dict[str, str],
 ) -> None:
     kind = "emissions" if way == "emit" else "tasks"
-    command = celery_worker(
-        f"{env['BENCH_NAME']}-{kind}", pool="custom" if pool == "asyncio" else pool, concurrency=concurrency
-    )
+    command = celery_worker(f"{env['BENCH_NAME']}-{kind}", pool=pool, concurrency=concurrency)
     stack.enter_context(running([command], env, bench.folder / "worker.log"))
     sides[name] = Sender(ours("latency", way), env)
     stack.callback(sides[name].close)
