@@ -1,7 +1,7 @@
 """Threads that are none of gevent's, and locks and futures that greenlets and such threads share.
 
-gevent's patched locks belong to one thread. Where a native thread and greenlets shared one, wake-ups were lost: of 168
-processes with 50 greenlets that waited for native threads, five waited for ever (gevent 26.9.0). A lock from here
+gevent's patched locks belong to one thread. Where a native thread and greenlets shared one, wake-ups were lost: of 108
+processes with 50 greenlets that waited for native threads, four waited in vain (gevent 26.9.0). A lock from here
 blocks natively, so nothing may switch while it is held; a greenlet that waits is woken by an event of its own hub, as
 in gevent's own thread pool. Without gevent all of it is the standard library's.
 """
