@@ -184,11 +184,11 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_worker.py::test_handlers_start_in_link_order",
     ),
     "take what was returned for stored": Mutant(
-        f"{CELERY}/splicing.py", '        self._lost.add(message.properties["correlation_id"])\n', "        return\n",
+        f"{CELERY}/splicing.py", 'self._returned.add(message.properties["correlation_id"])', "pass",
         "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",
     ),
     "take what was refused for stored": Mutant(
-        f"{CELERY}/splicing.py", "            if not is_stored and id is not None:\n", "            if False:\n",
+        f"{CELERY}/splicing.py", "if is_stored and copy is not None:", "if copy is not None:",
         "tests/functional/test_emitting_many.py::test_the_error_has_those_that_are_not_stored",
     ),
     "splice what somebody listens to": Mutant(
@@ -196,8 +196,24 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
     ),
     "splice the text of the first": Mutant(
-        f"{CELERY}/splicing.py", "entry.splice(message, new_id())", "entry.splice(messages[0][0], new_id())",
+        f"{CELERY}/splicing.py", "splice(copy.message, new_id())", "splice(copies[0].message, new_id())",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
+    "splice what would have to be escaped": Mutant(
+        f"{CELERY}/splicing.py", "[0-9A-Za-z-]{36}", ".{36}",
+        "tests/functional/test_emitting_many.py::test_ids_of_the_users_are_escaped",
+    ),
+    "wait anew for each byte": Mutant(
+        f"{CELERY}/sockets.py", "    left = end - time.monotonic()\n", "    left = 5.0\n",
+        "tests/functional/test_emitting_failures.py::test_stopped_behind_a_proxy_while_connected",
+    ),
+    "send over what was closed meanwhile": Mutant(
+        f"{CELERY}/sockets.py", "    except OSError:\n        pass\n    return False\n", "    return True\n",
+        "tests/functional/test_emitting_failures.py::test_a_closed_idle_connection_is_replaced",
+    ),
+    "lend once more what was interrupted": Mutant(
+        f"{CELERY}/publisher.py", "_senders.give_back(self, error)", "_senders.give_back(self, None)",
+        "tests/functional/test_emitting_failures.py::test_what_interrupts_an_emit_leaves_nothing_half_done",
     ),
 }  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import NoReturn
 from uuid import uuid4
@@ -92,3 +94,17 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 def queue_name() -> str:
     """A queue that no other test, and nobody else on a shared broker, uses."""
     return f"pyventus-test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Neither the test's thread is traced nor any that it starts.
+
+    CPython 3.11 keeps a traced one in its evaluation loop for as long as an exception is on its way to another thread.
+    """
+    here, of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    threading.settrace(of_threads)
+    sys.settrace(here)

@@ -77,6 +77,8 @@ class EventLinker:
     _by_id: ClassVar[dict[str, EventHandler]]
     _spent: ClassVar[set[EventKey]]
     _claims: ClassVar[dict[str, tuple[EventHandler, ...]]]
+    #: Whether a handler was linked whose callback is defined in the script that was started.
+    is_used_in_script: ClassVar[bool]
 
     def __init_subclass__(
         cls,
@@ -214,6 +216,7 @@ class EventLinker:
                 priority=priority,
             )
             cls._by_id[handler.id] = handler
+            cls.is_used_in_script |= getattr(event_callback, "__module__", None) == "__main__"
             for key, event in keys.items():
                 cls._linked[key] = event
                 cls._filed[key] = (*cls._filed.get(key, ()), handler)
@@ -502,6 +505,7 @@ def _open(linker: type[EventLinker]) -> None:
         )
     linker._lock = native.new_lock()
     linker._filed, linker._linked, linker._by_id, linker._spent, linker._claims = {}, {}, {}, set(), {}
+    linker.is_used_in_script = False
     _linkers[name] = linker
 
 

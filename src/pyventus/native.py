@@ -81,15 +81,15 @@ def new_lock() -> Any:
     return _thread.RLock()
 
 
-def new_condition() -> threading.Condition:
-    """A condition with a lock of its own, which is reentrant."""
-    return _Condition() if is_patched() else threading.Condition()
+def new_condition(lock: Any) -> threading.Condition:
+    """A condition with a lock that `new_lock` has made."""
+    return _Condition(lock) if is_patched() else threading.Condition(lock)
 
 
 def shared(future: F) -> F:
     """Make a new future one that any thread may settle and any may wait for: itself, or by `wait_for`."""
     if is_patched():
-        future._condition = _Condition()
+        future._condition = _Condition(new_lock())
     return future
 
 
@@ -105,8 +105,8 @@ def wait_for(futures: Iterable[Future[Any]]) -> None:
 class _Condition(threading.Condition):
     """A condition for greenlets and native threads alike."""
 
-    def __init__(self) -> None:
-        super().__init__(new_lock())
+    def __init__(self, lock: Any) -> None:
+        super().__init__(lock)
         self._bells: deque[_Bell] = deque()
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -122,12 +123,18 @@ def test_broken_from_the_start(scheme: str, kind: str, how: str) -> None:
         assert "did not answer within the deadline; whether it was stored is unknown" in str(error)
 
 
+# The first emit goes Celery's way, the second opens a connection of our own, and the third borrows it.
+EARLIER = pytest.mark.parametrize("earlier", [1, 3])
+
+
+@EARLIER
 @pytest.mark.parametrize("how", ["emit", "aemit"])
-def test_redis_stopped_while_connected(how: str) -> None:
+def test_redis_stopped_while_connected(how: str, earlier: int) -> None:
     """A stopped process keeps its connections; what was sent to it meanwhile may be sent again."""
     with Valkey(password=PASSWORD) as server:
         emitter = emitter_to(server.url)
-        emitter.emit("Event")
+        for _ in range(earlier):
+            emitter.emit("Event")
         server.pause()
         error = failing_emit(emitter, how)
         server.resume()
@@ -137,14 +144,18 @@ def test_redis_stopped_while_connected(how: str) -> None:
         assert texts
 
 
+@EARLIER
 @pytest.mark.parametrize("how", ["emit", "aemit"])
 @pytest.mark.parametrize("replies", ["frozen", "trickle"])
-def test_stopped_behind_a_proxy_while_connected(broker_url: str, queue_name: str, how: str, replies: str) -> None:
+def test_stopped_behind_a_proxy_while_connected(
+    broker_url: str, queue_name: str, how: str, replies: str, earlier: int
+) -> None:
     """A connection that has worked is bounded too; the same emission is stored once the broker is back."""
     with FreezableProxy(broker_url) as proxy:
         # Redis' reply is four bytes, of which one comes every 0.2 s.
         emitter = emitter_to(proxy.proxied_url, queue_name, timeout=0.5)
-        emit_until_stored(emitter, emitter.prepare("Event"))
+        for _ in range(earlier):
+            emit_until_stored(emitter, emitter.prepare("Event"))
         if replies == "frozen":
             proxy.freeze()
         else:
@@ -216,6 +227,7 @@ def in_threads(count: int, call: Callable[[int], object]) -> list[BaseException 
 
 # A generator of py-amqp's, closed with its connection, wants to set a timeout of the closed socket back. A socket whose
 # creation is interrupted is left to the garbage collector, which closes it and says so.
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.filterwarnings("ignore:.*having_timeout.*:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:.*socket.socket.*:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", ["hanging", "trickling"])
@@ -323,6 +335,37 @@ def test_a_timed_out_aemit_reports_nothing_later(caplog: pytest.LogCaptureFixtur
     assert caplog.text == ""
 
 
+class Alarm(BaseException):
+    """Raised by a signal, wherever the main thread is."""
+
+
+def test_what_interrupts_an_emit_leaves_nothing_half_done(broker_url: str, queue_name: str) -> None:
+    """Such as Ctrl-C: the connection on which a reply is owed is not used again."""
+
+    def interrupt(*_: object) -> None:
+        raise Alarm
+
+    threads = senders()
+    with FreezableProxy(broker_url) as proxy:
+        emitter = emitter_to(proxy.proxied_url, queue_name, timeout=8)
+        for _ in range(3):
+            emitter.emit("Event")
+        proxy.freeze()
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(Alarm):
+                emitter.emit("Event")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        proxy.thaw()
+        connections = proxy.accepted
+        for _ in range(3):
+            emitter.emit("Event")
+        assert proxy.accepted > connections
+    eventually(lambda: senders() <= threads + 1, "the sender that was lent has ended")
+
+
 # -- What the broker refuses or forgets ---------------------------------------------------------------------------
 
 
@@ -377,7 +420,7 @@ def test_a_refused_message_leaves_no_other_waiting(
                 for each in (to_full, to_other)
             ]
             threads[0].start()
-            eventually(lambda: senders_of_app._idle == 0, "the first is being sent")
+            eventually(lambda: not senders_of_app._idle, "the first is being sent")
             threads[1].start()
             eventually(lambda: senders_of_app._waiting, "the second waits")
             proxy.thaw()
@@ -464,20 +507,25 @@ def test_a_restarted_redis_goes_on() -> None:
             assert client.llen("events") == 1
 
 
-def test_lost_replies_store_nothing_twice(redis_url: str, valkey: Valkey, queue_name: str) -> None:
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+@pytest.mark.parametrize("earlier", [0, 1, 2])
+def test_lost_replies_store_nothing_twice(
+    redis_url: str, valkey: Valkey, queue_name: str, earlier: int, how: str
+) -> None:
     """A client that retries by itself stores once more with every lost reply."""
     with FreezableProxy(redis_url) as proxy, valkey.client() as client:
         emitter = emitter_to(proxy.proxied_url, queue_name)
-        emitter.emit("Event")
-        proxy.replies = "drop"
-        with pytest.raises(EmitError, match="whether it was stored is unknown") as caught:
+        for _ in range(earlier):
             emitter.emit("Event")
+        proxy.replies = "drop"
+        with pytest.raises(EmitError, match="the deadline; whether it was stored is unknown") as caught:
+            emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
         proxy.cut()
         proxy.replies = "forward"
         time.sleep(0.3)
-        assert client.llen(queue_name) == 2
+        assert client.llen(queue_name) == earlier + (earlier == 2)
         emit_until_stored(emitter, caught.value.emission)
-        assert client.llen(queue_name) == 3
+        assert client.llen(queue_name) == earlier + (earlier == 2) + 1
 
 
 class closes_after_the_request(FreezableProxy):
@@ -489,17 +537,21 @@ class closes_after_the_request(FreezableProxy):
         super()._reply(client, data)
 
 
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+@pytest.mark.parametrize("earlier", [1, 2])
 def test_connections_closed_before_the_reply_store_nothing_twice(
-    redis_url: str, valkey: Valkey, queue_name: str
+    redis_url: str, valkey: Valkey, queue_name: str, earlier: int, how: str
 ) -> None:
-    """A connection error after sending is no reason to send again."""
+    """A connection error after sending is no reason to send again; one before it is known to be before it."""
     with closes_after_the_request(redis_url) as proxy, valkey.client() as client:
         emitter = emitter_to(proxy.proxied_url, queue_name)
-        emitter.emit("Event")
-        proxy.replies = "drop"
-        with pytest.raises(EmitError, match="ConnectionError.*whether it was stored is unknown"):
+        for _ in range(earlier):
             emitter.emit("Event")
-        assert client.llen(queue_name) == 2
+        proxy.replies = "drop"
+        known = "it was not sent" if earlier == 1 else "whether it was stored is unknown"
+        with pytest.raises(EmitError, match=f"ConnectionError.*{known}"):
+            emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
+        assert client.llen(queue_name) == earlier + (earlier == 2)
 
 
 # -- Several queues, several URLs ---------------------------------------------------------------------------------

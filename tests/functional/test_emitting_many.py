@@ -182,3 +182,11 @@ def test_a_connection_that_breaks_is_told_and_made_anew(valkey: Valkey, queue_na
         with server.client() as client:
             stored = [json.loads(text)["headers"]["id"] for text in client.lrange(queue_name, 0, 2)]
         assert sorted(stored) == ids_of(emissions)
+
+
+def test_ids_of_the_users_are_escaped(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """They may be as long as our own, and hold what JSON writes in another way."""
+    emitter = make_emitter(broker_url, queue)
+    ids = ["x" * 36, "x" * 35, '",'.center(36, "x"), "\\".center(36, "x"), "y" * 36]
+    emissions = [emitter.with_options(id=id).emit("Event") for id in ids]
+    assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from typing import Any
@@ -101,8 +100,7 @@ def test_a_broker_that_hangs(scheme: Any) -> None:
         assert "less than 1 s ago" in str(publishing.error)
 
 
-# CPython 3.11 keeps a traced thread in its evaluation loop while an exception is on its way to another thread.
-@pytest.mark.skipif(sys.gettrace() is not None and sys.version_info < (3, 12), reason="not under a tracer")
+@pytest.mark.usefixtures("untraced")
 def test_an_abandoned_action_to_which_bytes_trickle_ends(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket timeout ends it; the next work does."""
     monkeypatch.setattr(publisher, "FAIL_FAST_SECONDS", 0.0)

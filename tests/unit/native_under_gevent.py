@@ -17,7 +17,7 @@ from pyventus import native
 
 sys.setswitchinterval(1e-5)
 ROUNDS, GREENLETS, THREADS = 100, 50, 10
-changed = native.new_condition()
+changed = native.new_condition(native.new_lock())
 asked: deque[Future[int] | None] = deque()
 ended: list[Future[None]] = []
 

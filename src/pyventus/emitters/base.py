@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 from uuid import UUID
 
 from pyventus import native
@@ -49,6 +49,8 @@ class EventEmitter(ABC):
     """
 
     EventEmission: TypeAlias = Emission
+    #: Whether the id of each emission is asked for, or only of some.
+    _needs_ids: ClassVar[bool] = False
 
     def __init__(self, event_linker: type[EventLinker] = EventLinker, debug: bool | None = None) -> None:
         self._linker = _check_linker(event_linker)
@@ -65,7 +67,8 @@ class EventEmitter(ABC):
             InvalidEvent: ``event`` is not an event.
             EmitError: it was not, or may not have been, accepted.
         """
-        emission = self._build(self._options.id, event, args, kwargs)
+        id = self._options.id or (new_id() if self._needs_ids else None)
+        emission = self._build(id, event, args, kwargs)
         if self._debug:
             self._say(emission)
         self._process(emission)

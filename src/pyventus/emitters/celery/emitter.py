@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from pyventus.emission import Emission
 from pyventus.emitters.base import EventEmitter
 from pyventus.emitters.celery import queue as queues
-from pyventus.emitters.celery.publisher import MAX_TOGETHER, Message, Publishing
+from pyventus.emitters.celery.publisher import MAX_TOGETHER, Message, Publisher, Publishing
 from pyventus.errors import EmitError, InvalidEvent, InvalidHandler, InvalidOption
 from pyventus.handlers import check_timeout
 from pyventus.linkers import EventLinker
@@ -39,6 +39,7 @@ class CeleryEventEmitter(EventEmitter):
     """
 
     Queue: TypeAlias = queues.Queue
+    _needs_ids = True
 
     def __init__(
         self,
@@ -55,16 +56,23 @@ class CeleryEventEmitter(EventEmitter):
             each.check_app()
 
     def _process(self, emission: Emission) -> None:
-        self._process_many([emission])
+        queue = self._queues[0]
+        if len(self._queues) > 1 or queue.is_eager:
+            return self._process_many([emission])
+        end = time.monotonic() + self._timeout
+        self._check_reachable(emission)
+        message = queue.message(emission)
+        publishing = queue.publisher.store([message], end)
+        if publishing.error is not None:
+            _raise_failures([(emission, [(queue, message)])], [publishing])
 
     def _process_many(self, emissions: list[Emission]) -> None:
         end = time.monotonic() + self._timeout
-        sealed = [(emission, self._seal(emission)) for emission in emissions]
-        publishings = _publish(sealed)
-        for publishing in publishings:
-            publishing.wait(end)
-        _raise_failures(sealed, publishings)
-        _run_eager(_eager(sealed))
+        eager = self._eager_queues()
+        sealed = self._seal_all(emissions, eager)
+        _raise_failures(sealed, _store(_batches(sealed, eager), end))
+        if eager:
+            _run_eager(_messages_to(eager, sealed))
 
     async def aemit_many(self, events: Iterable[object], /) -> list[Emission]:
         """Like `emit_many`, without ever blocking the running loop.
@@ -88,27 +96,39 @@ class CeleryEventEmitter(EventEmitter):
 
     async def _asend_all(self, emissions: list[Emission]) -> None:
         end = time.monotonic() + self._timeout
-        sealed = [(emission, self._seal(emission)) for emission in emissions]
-        publishings = _publish(sealed)
+        eager = self._eager_queues()
+        sealed = self._seal_all(emissions, eager)
+        publishings = [publisher.start(*messages) for publisher, messages in _batches(sealed, eager)]
         await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
         _raise_failures(sealed, publishings)
-        if eager := _eager(sealed):
-            await asyncio.to_thread(_run, eager)
+        if eager:
+            await asyncio.to_thread(_run, _messages_to(eager, sealed))
+
+    def _eager_queues(self) -> list[queues.Queue]:
+        return [queue for queue in self._queues if queue.is_eager]
+
+    def _seal_all(self, emissions: list[Emission], eager: list[queues.Queue]) -> Sealed:
+        is_sent = len(eager) < len(self._queues)
+        sealed = []
+        for emission in emissions:
+            if is_sent:
+                self._check_reachable(emission)
+            sealed.append((emission, self._seal(emission)))
+        return sealed
 
     def _seal(self, emission: Emission) -> list[Addressed]:
-        self._check_reachable(emission)
         return [(queue, queue.message(emission, is_first=not n)) for n, queue in enumerate(self._queues)]
 
     def _check_reachable(self, emission: Emission) -> None:
         """What only exists in the script that was started cannot be found by a worker, which imports modules."""
-        if all(queue.is_eager for queue in self._queues):
-            return
         if emission.version is not None and emission.event.startswith(f"{MAIN}:"):
             raise InvalidEvent(
                 f"the event class {emission.event.partition(':')[2]} is defined in the script that was started, so a "
                 "worker would know it by another name: move it to a module, or name it with @event('...')"
             )
-        if self._queues[0].is_worker or emission.handlers or emission.linker != self._linker.name:
+        if not self._linker.is_used_in_script or self._queues[0].is_worker:
+            return
+        if emission.handlers or emission.linker != self._linker.name:
             return
         for handler in self._linker.find_handlers(emission):
             if getattr(handler.event_callback, "__module__", None) == MAIN:
@@ -143,18 +163,32 @@ Addressed = tuple[queues.Queue, Message]
 Sealed = list[tuple[Emission, list[Addressed]]]
 
 
-def _publish(sealed: Sealed) -> list[Publishing]:
-    """Hand all that goes to one queue over together."""
-    batches: dict[tuple[queues.Queue, str], list[Message]] = {}
+Batch = tuple[Publisher, list[Message]]
+
+
+def _batches(sealed: Sealed, eager: list[queues.Queue]) -> list[Batch]:
+    """All that goes to one queue together, as much as goes into a round trip."""
+    by_queue: dict[tuple[queues.Queue, str], list[Message]] = {}
     for _, addressed in sealed:
         for queue, message in addressed:
-            if not queue.is_eager:
-                batches.setdefault((queue, message.queue), []).append(message)
+            if queue not in eager:
+                by_queue.setdefault((queue, message.queue), []).append(message)
     return [
-        queue.publisher.start(*messages[at : at + MAX_TOGETHER])
-        for (queue, _), messages in batches.items()
+        (queue.publisher, messages[at : at + MAX_TOGETHER])
+        for (queue, _), messages in by_queue.items()
         for at in range(0, len(messages), MAX_TOGETHER)
     ]
+
+
+def _store(batches: list[Batch], end: float) -> list[Publishing]:
+    if len(batches) == 1:
+        ((publisher, messages),) = batches
+        return [publisher.store(messages, end)]
+    # All at once, however slow one broker is.
+    publishings = [publisher.start(*messages) for publisher, messages in batches]
+    for publishing in publishings:
+        publishing.wait(end)
+    return publishings
 
 
 def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
@@ -187,8 +221,8 @@ def _failure(sealed: Sealed, emissions: list[Emission], reasons: str) -> str:
 # -- task_always_eager --------------------------------------------------------------------------------------------
 
 
-def _eager(sealed: Sealed) -> list[Addressed]:
-    return [(queue, message) for _, addressed in sealed for queue, message in addressed if queue.is_eager]
+def _messages_to(eager: list[queues.Queue], sealed: Sealed) -> list[Addressed]:
+    return [(queue, message) for _, addressed in sealed for queue, message in addressed if queue in eager]
 
 
 def _run(messages: list[Addressed]) -> None:
@@ -198,8 +232,6 @@ def _run(messages: list[Addressed]) -> None:
 
 def _run_eager(messages: list[Addressed]) -> None:
     """Run handlers before the emit returns, unless that would have the loop that runs them wait for itself."""
-    if not messages:
-        return
     if _is_on_process_loop():
         threading.Thread(target=copy_context().run, args=(_run, messages), name="pyventus", daemon=True).start()
     else:

@@ -1,7 +1,9 @@
 """Has messages stored by a broker, or calls made there, within a deadline, whatever the broker does.
 
-Connecting, sending and waiting for the reply happen in threads of the publisher's own, because nothing else bounds
-them all: neither a name look-up nor a peer that trickles bytes ends at a socket timeout.
+Connecting, and all that Celery and its drivers do, happens in threads of the publisher's own, because nothing else
+bounds it: neither a name look-up nor a peer that trickles bytes ends at a socket timeout. Such a thread lends its
+connection, once that is open, to whoever emits what is like an earlier message: two switches of threads would take as
+long as all else.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -28,7 +29,8 @@ from kombu.exceptions import OperationalError
 
 from pyventus import native
 from pyventus.emitters.celery.delays import Delays
-from pyventus.emitters.celery.splicing import Splicer, splicer_of
+from pyventus.emitters.celery.sockets import is_quiet
+from pyventus.emitters.celery.splicing import Copy, Splicer, splicer_of
 from pyventus.errors import describe_error
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ TRICKLE_SECONDS = 45.0
 
 NOT_SENT = "it was not sent"
 UNKNOWN = "whether it was stored is unknown"
+TOO_LATE = f"the broker did not answer within the deadline; {UNKNOWN}"
 
 
 class PublishError(Exception):
@@ -65,7 +68,7 @@ class Interrupted(OSError):
     """Raised in an abandoned sender by another thread; the drivers close a socket that fails so."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """One message to one queue.
 
@@ -98,12 +101,15 @@ class Work:
 
     def __init__(self, senders: _Senders) -> None:
         self.error: BaseException | None = None
+        self.sender: Sender | None = None
+        self._senders = senders
+
+    def begin(self) -> None:
+        """Another thread is going to do it."""
         # Receivers of before_task_publish, such as those of tracing, see the caller's context.
         self.context: Context = copy_context()
         # Of an error as a result: asyncio would report an exception that came after its waiter had left.
         self.future: Future[BaseException | None] = native.shared(Future())
-        self.sender: Sender | None = None
-        self._senders = senders
 
     def wait(self, end: float) -> None:
         """Wait until it is done or has failed, at the latest until ``end``."""
@@ -147,6 +153,10 @@ class Publishing(Work):
         self.stored.add(message.id)
         self.is_through = len(self.stored) == len(self.messages)
 
+    def rest(self) -> list[Message]:
+        """What is not known to be stored."""
+        return [message for message in self.messages if message.id not in self.stored]
+
 
 class Calling(Work, Generic[T]):
     """An action that a sender calls with its channel and the name of its driver."""
@@ -173,6 +183,24 @@ class Publisher:
         self._renew_after_fork()
         publishing = Publishing(messages, self._senders)
         self._senders.start(publishing)
+        return publishing
+
+    def store(self, messages: Sequence[Message], end: float) -> Publishing:
+        """Have messages stored, in this thread if a connection is at rest, and wait until it is known.
+
+        Args:
+            messages: which ones.
+            end: when to give up, by ``time.monotonic()``.
+        """
+        self._renew_after_fork()
+        publishing = Publishing(messages, self._senders)
+        sender = self._senders.borrow()
+        rest = messages if sender is None else sender.store_for(publishing, end)
+        if rest:
+            others = self.start(*rest)
+            others.wait(end)
+            publishing.stored |= others.stored
+            publishing.error = others.error
         return publishing
 
     def call(self, action: Action[T], end: float) -> T:
@@ -239,17 +267,20 @@ class _Senders:
         self.app = app
         self.pid = os.getpid()
         self.failures = 0
-        self._changed = native.new_condition()
+        self.lock = native.new_lock()
+        self._is_patched = native.is_patched()
         self._waiting: deque[Work] = deque()
         self._senders: set[Sender] = set()
-        self._idle = 0
+        # Those that wait for work; the last one has waited the least.
+        self._idle: list[Sender] = []
         self._leaving: dict[Sender, float] = {}
         self._failed_at: float | None = None
         self._failure = ""
 
     def start(self, work: Work) -> None:
         """Queue work for the next free sender, or refuse it at once."""
-        with self._changed:
+        work.begin()
+        with self.lock:
             self._interrupt_old()
             refusal = self._refusal()
             if refusal is None:
@@ -277,41 +308,79 @@ class _Senders:
 
     def _find_sender(self) -> PublishError | None:
         try:
-            self._add_sender()
+            self._wake_one()
         except RuntimeError as error:
             # Out of threads, or Python is being shut down.
             if not self._senders:
                 self._waiting.pop()
                 return PublishError(f"{NOT_SENT}: {error}")
-        self._changed.notify()
         return None
 
-    def _add_sender(self) -> None:
+    def _wake_one(self) -> None:
+        """Have a sender take what waits: an idle one, or a new one, or else the next that is done."""
         # After a failure one sender finds out for all whether the broker is back.
         limit = MAX_SENDERS if self._failed_at is None else 1
-        if self._idle < len(self._waiting) and len(self._senders) < limit:
-            if not self._senders and native.is_patched():
+        if self._idle:
+            self._idle.pop().changed.notify()
+        elif len(self._senders) < limit:
+            if not self._senders and self._is_patched:
                 # Imports what all senders need. They would at once, and the locks of imports are gevent's.
                 with contextlib.suppress(Exception):
                     self.app.connection_for_write().get_transport_cls()
             self._senders.add(Sender(self))
-            self._idle += 1
 
     def next(self, sender: Sender) -> list[Work]:
-        """The next work for an idle sender, of messages all that fits into a round trip; none when it is to end."""
-        with self._changed:
+        """The next work for a sender, of messages all that fits into a round trip; none when it is to end."""
+        with self.lock:
             while not self._waiting:
-                if not self._changed.wait(IDLE_SECONDS) and not self._waiting:
-                    self._idle -= 1
-                    sender.is_idle = False
-                    self._drop(sender)
+                self._idle.append(sender)
+                if not self._is_woken(sender):
                     return []
-            self._idle -= 1
-            sender.is_idle = False
             works = self._take()
             for work in works:
                 work.sender = sender
             return works
+
+    def _is_woken(self, sender: Sender) -> bool:
+        """Wait until an idle sender is no longer idle, nor lent; whether it goes on then."""
+        while sender in self._idle or sender.is_lent:
+            is_told = sender.changed.wait(IDLE_SECONDS)
+            if not is_told and sender in self._idle and time.monotonic() - sender.lent_at >= IDLE_SECONDS:
+                self._idle.remove(sender)
+                self._drop(sender)
+        return sender in self._senders
+
+    def borrow(self) -> Sender | None:
+        """A sender whose connection the calling thread may use until it gives it back; None: there is none to lend."""
+        if self._is_patched:
+            return None  # A socket belongs to the hub of the thread that made it.
+        with self.lock:
+            if not self._idle or self._waiting or self._leaving or self._failed_at is not None:
+                return None
+            sender = self._idle.pop()
+            sender.is_lent = True
+            return sender
+
+    def give_back(self, sender: Sender, error: BaseException | None) -> None:
+        """Who borrowed a sender has done with it; after an error its connection is of no use any more."""
+        with self.lock:
+            sender.is_lent, sender.lent_at = False, time.monotonic()
+            if error is not None:
+                self._drop(sender)
+            elif not self._waiting:
+                self._idle.append(sender)
+                return
+            sender.changed.notify()
+            if isinstance(error, BrokerDown):
+                self._fail(str(error))
+            elif error is not None:
+                self._replace()
+
+    def _replace(self) -> None:
+        """Others may wait for a sender that leaves."""
+        if self._waiting:
+            with contextlib.suppress(RuntimeError):
+                self._wake_one()
 
     def _take(self) -> list[Work]:
         works, room = [self._waiting.popleft()], MAX_TOGETHER
@@ -331,12 +400,10 @@ class _Senders:
             error: what ended it; None: all is done.
             failed: what it was at then; of the rest, what is not through was not begun.
         """
-        with self._changed:
+        with self.lock:
             is_here = sender in self._senders
             if is_here and error is None:
                 self._failed_at = None
-                self._idle += 1
-                sender.is_idle = True
             elif is_here:
                 self._drop(sender)
             for work in works:
@@ -347,21 +414,19 @@ class _Senders:
             if is_here and isinstance(error, BrokerDown):
                 self._fail(str(error))
             elif error is not None:
-                # Others may wait for the sender that leaves.
-                with contextlib.suppress(RuntimeError):
-                    self._add_sender()
+                self._replace()
             return is_here and error is None
 
     def give_up(self, work: Work) -> BaseException | None:
         """What became of the work by its deadline; a sender that is still at it is abandoned."""
-        with self._changed:
+        with self.lock:
             if work.future.done():
                 return work.future.result()
             if self._withdraw(work):
                 return PublishError(f"all connections were busy until the deadline, and {NOT_SENT}")
             sender = work.sender
             assert sender is not None, "it neither waits nor is it being done"
-            error = BrokerDown(f"the broker did not answer within the deadline; {UNKNOWN}")
+            error = BrokerDown(TOO_LATE)
             work.future.set_result(error)
             self._drop(sender)
             sender.abandon()
@@ -370,7 +435,7 @@ class _Senders:
 
     def withdraw(self, work: Work) -> None:
         """Who waited has left: do not begin the work, if it is not begun yet."""
-        with self._changed:
+        with self.lock:
             self._withdraw(work)
 
     def _withdraw(self, work: Work) -> bool:
@@ -392,16 +457,13 @@ class _Senders:
 
     def ended(self, sender: Sender) -> None:
         """A sender's thread is gone. If it had not left the others before, what waits for it gets another one."""
-        with self._changed:
+        with self.lock:
             sender.is_over = True
             self._leaving.pop(sender, None)
             if sender not in self._senders:
                 return
             self._senders.discard(sender)
-            self._idle -= sender.is_idle
-            if self._waiting:
-                with contextlib.suppress(RuntimeError):
-                    self._add_sender()
+            self._replace()
 
 
 class Sender:
@@ -417,7 +479,9 @@ class Sender:
         self._delays: Delays | None = None
         self._splicer: Splicer | None = None
         self._returned: BaseException | None = None
-        self.is_idle = True
+        self.changed = native.new_condition(senders.lock)
+        self.is_lent = False
+        self.lent_at = 0.0
         self.is_over = False
         self._is_abandoned = False
         self._ident = 0
@@ -475,24 +539,34 @@ class Sender:
 
     def _store_all(self, publishings: list[Publishing]) -> None:
         """Send those that are like earlier ones together, and before that each other one in Celery's own way."""
-        together: list[tuple[Publishing, Message, Any]] = []
+        copies: list[Copy] = []
         for publishing in publishings:
             for message in publishing.messages:
-                template = self._splicer and self._splicer.template(message)
-                if template is None:
+                copy = self._copy(message, publishing)
+                if copy is None:
                     self._store_of(publishing, message)
                 else:
-                    together.append((publishing, message, template))
-        if self._splicer is None or not together:
+                    copies.append(copy)
+        if self._splicer is None or not copies:
             return
-        self._at = {publishing for publishing, _, _ in together}
-        lost = self._splicer.send([(message, template) for _, message, template in together])
-        for publishing, message, _ in together:
-            if message.id not in lost:
-                publishing.say_stored(message)
-        for publishing, message, _ in together:
-            if message.id in lost:
-                self._store_of(publishing, message)
+        self._at = {copy.publishing for copy in copies}
+        try:
+            self._interruptibly(self._splicer.make_ready)
+        except Exception as error:
+            raise self._explain(BrokerDown, error, NOT_SENT) from None
+        self._check_abandoned()
+        self._store_copies(copies, time.monotonic() + SOCKET_SECONDS)
+        for copy in copies:
+            if copy.message.id not in copy.publishing.stored:
+                self._store_of(copy.publishing, copy.message)
+
+    def _copy(self, message: Message, publishing: Publishing) -> Copy | None:
+        return None if self._splicer is None else self._splicer.copy(message, publishing)
+
+    def _store_copies(self, copies: list[Copy], end: float) -> None:
+        assert self._splicer is not None
+        for copy in self._splicer.send(copies, end):
+            copy.publishing.say_stored(copy.message)
 
     def _store_of(self, publishing: Publishing, message: Message) -> None:
         self._at = {publishing}
@@ -530,6 +604,35 @@ class Sender:
             options["priority"] = 9 - message.priority if self._driver == "redis" else message.priority
         return options
 
+    # -- Being lent -------------------------------------------------------------------------------------------
+
+    def store_for(self, publishing: Publishing, end: float) -> list[Message]:
+        """Send, in the thread that has borrowed this sender, what is like earlier messages, and give the sender back.
+
+        Returns:
+            What has to be sent in another way.
+        """
+        error: BaseException | None = PublishError(f"it was interrupted; {UNKNOWN}")
+        try:
+            error = self._store_now(publishing, end)
+        finally:
+            self._senders.give_back(self, error)
+        publishing.error = None if publishing.is_through else error
+        return [] if error is not None else publishing.rest()
+
+    def _store_now(self, publishing: Publishing, end: float) -> BaseException | None:
+        if self._splicer is None or not self._splicer.is_ready():
+            return None
+        copies = [copy for message in publishing.messages if (copy := self._copy(message, publishing)) is not None]
+        try:
+            if copies:
+                self._store_copies(copies, end)
+        except TimeoutError:
+            return BrokerDown(TOO_LATE)
+        except Exception as error:
+            return self._explain_failure(error, publishing)
+        return None
+
     # -- The connection -----------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
@@ -553,7 +656,7 @@ class Sender:
             connection.channel(), auto_declare=False, on_return=self._on_return if self._driver == "amqp" else None
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
-        self._splicer = splicer_of(self._driver, self._app, self._producer.channel, self._interruptibly)
+        self._splicer = splicer_of(self._driver, self._app, self._producer.channel)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 
@@ -566,10 +669,7 @@ class Sender:
             return False  # redis-py looks for itself before it uses a connection.
         if not self._connection.connected:
             return True
-        # Not select.select(), which refuses file descriptors from 1024 up.
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._connection.connection.sock, selectors.EVENT_READ)
-            return bool(selector.select(0))
+        return not is_quiet(self._connection.connection.sock)
 
     def _disconnect(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None

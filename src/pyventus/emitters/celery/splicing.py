@@ -6,30 +6,56 @@ ids and their text alone. Many of them take one round trip.
 
 from __future__ import annotations
 
-import json
+import math
+import re
+import struct
+import time
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from itertools import takewhile
+from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amqp import Message as RawMessage
+from amqp.serialization import dumps as dumps_arguments
 from celery import Celery, signals
-from kombu.transport.redis import dumps
+from kombu.utils.json import dumps
 
 from pyventus.emission import new_id
+from pyventus.emitters.celery.sockets import is_quiet, receive, receive_exactly, send_all
 
 if TYPE_CHECKING:
-    from pyventus.emitters.celery.publisher import Message
+    from pyventus.emitters.celery.publisher import Message, Publishing
 
 MAX_KINDS = 1000
-ID_LENGTH = 36
+REPLIES_BYTES = 4096
+# A firewall may have forgotten a connection that was idle for longer, without a word.
+IDLE_SECONDS = 25.0
+# What was open so long ago is taken to be so: to look takes a twentieth of an emit.
+MOMENT_SECONDS = 0.01
 BODY = "pyventus-body-of-the-message"
 TAG = "pyventus-tag-of-the-message"
 
 Kind = tuple[str, str, int | None, str]
-Call = Callable[..., Any]
+# Others have another length in the bytes around them, or would have to be escaped.
+_is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
+
+
+@dataclass(slots=True)
+class Copy:
+    """A message that is made from an earlier one.
+
+    Attributes:
+        message: which one.
+        template: the earlier one, with gaps.
+        publishing: what it is a part of.
+    """
+
+    message: Message
+    template: Any
+    publishing: Publishing
 
 
 class Splicer:
@@ -38,28 +64,30 @@ class Splicer:
     Args:
         app: whose messages they are.
         channel: of kombu, over which Celery sends.
-        call: makes a call that may take long.
     """
 
     #: The method of the channel through which each message leaves.
     method: str
 
-    def __init__(self, app: Celery, channel: Any, call: Call) -> None:
+    def __init__(self, app: Celery, channel: Any) -> None:
         self._app = app
         self._channel = channel
-        self._call = call
+        self._sends_events = bool(app.conf.task_send_sent_event)
         self._templates: dict[Kind, Any] = {}
+        self._used_at = -math.inf
 
-    def template(self, message: Message) -> Any:
-        """What a message can be made from; None: Celery has to make it."""
-        kind = self._kind(message)
-        return None if kind is None else self._templates.get(kind)
+    def copy(self, message: Message, publishing: Publishing) -> Copy | None:
+        """How to make a message from an earlier one; None: Celery has to make it."""
+        if message.options or not _is_plain(message.id) or self._is_watched():
+            return None
+        template = self._templates.get(_kind(message))
+        return None if template is None else Copy(message, template, publishing)
 
     @contextmanager
     def recorded(self, message: Message) -> Generator[None]:
         """Remember what leaves in this block, where Celery sends the message."""
-        kind = self._kind(message)
-        if kind is None or kind in self._templates:
+        kind = _kind(message)
+        if message.options or not _is_plain(message.id) or kind in self._templates or self._is_watched():
             yield
             return
         left: list[tuple[Any, ...]] = []
@@ -86,29 +114,43 @@ class Splicer:
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         raise NotImplementedError
 
-    def _kind(self, message: Message) -> Kind | None:
-        if message.options or len(message.id) != ID_LENGTH or self._is_watched():
-            return None
-        return message.task, message.queue, message.priority, message.shadow
-
     def _is_watched(self) -> bool:
         """Whether somebody is to be told of each message, or makes it in a way of his own."""
         return bool(
             signals.before_task_publish.receivers
             or signals.after_task_publish.receivers
-            or self._app.conf.task_send_sent_event
+            or self._sends_events
             or type(self._app).send_task is not Celery.send_task
         )
 
-    def send(self, messages: Sequence[tuple[Message, Any]]) -> set[str]:
-        """Send messages with their templates; returns the ids of those that have not reached a queue."""
+    def is_ready(self) -> bool:
+        """Whether messages can be sent at once, because the connection is open and at rest."""
+        raise NotImplementedError
+
+    def make_ready(self) -> None:
+        """Connect if that has to be, which may take as long as the broker likes."""
+
+    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
+        """Send copies in one go; yields each as soon as it is known to be stored, and never those that are refused.
+
+        Args:
+            copies: what to send.
+            end: when to give up, by ``time.monotonic()``.
+
+        Raises:
+            Exception: what became of the others is unknown, and the connection is of no use any more.
+        """
         raise NotImplementedError
 
 
-def splicer_of(driver: str, app: Celery, channel: Any, call: Call) -> Splicer | None:
+def splicer_of(driver: str, app: Celery, channel: Any) -> Splicer | None:
     """What sends many messages at once with a driver; None: nothing does."""
     kind = {"redis": RedisSplicer, "amqp": RabbitMQSplicer}.get(driver)
-    return None if kind is None else kind(app, channel, call)
+    return None if kind is None else kind(app, channel)
+
+
+def _kind(message: Message) -> Kind:
+    return message.task, message.queue, message.priority, message.shadow
 
 
 class _Body(NamedTuple):
@@ -119,11 +161,11 @@ class _Body(NamedTuple):
 
     @classmethod
     def around(cls, text: str, body: str) -> _Body:
-        before, _, after = body.partition(json.dumps(text))
+        before, _, after = body.partition(encode_basestring_ascii(text))
         return cls(before, after)
 
-    def of(self, text: str) -> str:
-        return f"{self.before}{json.dumps(text)}{self.after}"
+    def of(self, text: str) -> bytes:
+        return f"{self.before}{encode_basestring_ascii(text)}{self.after}".encode()
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -140,14 +182,22 @@ class _Entry:
     tail: tuple[str, ...]
 
     def splice(self, message: Message, tag: str) -> str:
-        body = b64encode(self.body.of(message.text).encode()).decode()
+        body = b64encode(self.body.of(message.text)).decode()
         return f"{self.head}{body}{message.id.join(self.middle)}{tag}{message.id.join(self.tail)}"
 
 
 class RedisSplicer(Splicer):
-    """Pushes all that goes to one list at once."""
+    """Pushes all that goes to one list at once.
+
+    The commands are written and their replies read here: redis-py takes longer for it than Redis, waits for each read
+    anew, so that a deadline passes, and what it sends again by itself is stored twice.
+    """
 
     method = "_put"
+
+    def __init__(self, app: Celery, channel: Any) -> None:
+        super().__init__(app, channel)
+        self._connection: Any = None
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Entry | None:
         queue, payload = args
@@ -159,23 +209,72 @@ class RedisSplicer(Splicer):
         head, _, rest = text.partition(BODY)
         middle, _, tail = rest.partition(TAG)
         entry = _Entry(
-            self._channel._q_for_pri(queue, priority), _Body.around(message.text, _decoded(payload["body"])),
+            f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}",
+            _Body.around(message.text, _decoded(payload["body"])),
             head, tuple(middle.split(message.id)), tuple(tail.split(message.id)),
         )  # fmt: skip
         return entry if entry.splice(message, tag) == dumps(payload) else None
 
-    def send(self, messages: Sequence[tuple[Message, Any]]) -> set[str]:
-        lists: dict[str, list[str]] = {}
-        for message, entry in messages:
-            lists.setdefault(entry.key, []).append(entry.splice(message, new_id()))
-        for key, entries in lists.items():
-            self._call(self._client.lpush, key, *entries)
-        return set()
+    def is_ready(self) -> bool:
+        return self._is_open() and time.monotonic() - self._used_at < IDLE_SECONDS
 
-    @cached_property
-    def _client(self) -> Any:
-        # kombu makes one for each message, which takes longer than to push it.
-        return self._channel._create_client()
+    def _is_open(self) -> bool:
+        if self._connection is None or self._connection._sock is None:
+            return False
+        return time.monotonic() - self._used_at < MOMENT_SECONDS or is_quiet(self._connection._sock)
+
+    def make_ready(self) -> None:
+        if self._connection is None:
+            self._connection = self._channel._create_client().connection_pool.get_connection()
+        if not (self._is_open() and self._answers()):
+            self._connection.disconnect()
+            self._connection.connect()
+        self._used_at = time.monotonic()
+
+    def _answers(self) -> bool:
+        """Whether the connection is in use; one that was idle for long is asked."""
+        if self.is_ready():
+            return True
+        self._connection._sock.settimeout(self._connection.socket_timeout)
+        try:
+            self._connection.send_command("PING", check_health=False)
+            self._connection.read_response()
+        except Exception:
+            return False
+        return True
+
+    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
+        lists: dict[str, list[Copy]] = {}
+        for copy in copies:
+            lists.setdefault(copy.template.key, []).append(copy)
+        sock = self._connection._sock
+        send_all(sock, b"".join([_push(key, pushed) for key, pushed in lists.items()]), end)
+        replies = b""
+        while replies.count(b"\r\n") < len(lists):
+            replies += receive(sock, REPLIES_BYTES, end)
+        for pushed, reply in zip(lists.values(), replies.split(b"\r\n"), strict=False):
+            _check(reply)
+            yield from pushed
+        self._used_at = time.monotonic()
+
+
+def _push(key: str, copies: list[Copy]) -> bytes:
+    name = key.encode()
+    parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(name), name)]
+    for copy in copies:
+        entry = copy.template.splice(copy.message, new_id()).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(entry), entry))
+    return b"".join(parts)
+
+
+def _check(reply: bytes) -> None:
+    if reply.startswith(b":"):
+        return
+    from redis.exceptions import BusyLoadingError, ResponseError
+
+    text = reply[1:].decode("utf-8", "replace")
+    # So redis-py has it: what cannot be done is an error of the command, and what is being loaded is none yet.
+    raise BusyLoadingError(text) if text.startswith("LOADING ") else ResponseError(text)
 
 
 def _decoded(body: Any) -> str:
@@ -185,40 +284,57 @@ def _decoded(body: Any) -> str:
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------
 
 
-class _Spliced(RawMessage):
-    """A message whose properties are bytes already."""
-
-    raw: bytes
-
-    def _serialize_properties(self) -> bytes:
-        return self.raw
-
-
 @dataclass(frozen=True, slots=True)
 class _Publish:
-    """A message of RabbitMQ and where it goes."""
+    """A message of RabbitMQ: its body, its properties without the id, and the arguments of its publishing."""
 
     body: _Body
     properties: tuple[bytes, ...]
-    where: dict[str, Any]
+    arguments: bytes
 
-    def splice(self, message: Message) -> RawMessage:
-        made = _Spliced(self.body.of(message.text).encode())
-        made.raw = message.id.encode().join(self.properties)
-        return made
+    def properties_of(self, message: Message) -> bytes:
+        return message.id.encode().join(self.properties)
+
+    def frames(self, message: Message, channel: int, frame_max: int) -> bytes:
+        body, properties = self.body.of(message.text), self.properties_of(message)
+        step = frame_max - FRAME_OVERHEAD
+        return b"".join(
+            [
+                _frame(METHOD, channel, PUBLISH + self.arguments),
+                _frame(HEADER, channel, _size(BASIC, 0, len(body)) + properties),
+                *[_frame(BODY_PART, channel, body[at : at + step]) for at in range(0, len(body), step)],
+            ]
+        )
+
+
+METHOD, HEADER, BODY_PART = 1, 2, 3
+BASIC = 60
+PUBLISH = struct.pack(">HH", BASIC, 40)
+FRAME_OVERHEAD = 8
+_start = struct.Struct(">BHI")
+_size = struct.Struct(">HHQ").pack
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return b"%b%b\xce" % (_start.pack(kind, channel, len(payload)), payload)
 
 
 class RabbitMQSplicer(Splicer):
-    """Publishes many, and waits for the confirmation of all."""
+    """Publishes many at once, and waits for the confirmation of all.
+
+    The frames are written and read here: py-amqp takes longer to write them than RabbitMQ to store them, and waits for
+    each read anew, so that a deadline passes. What they mean is left to py-amqp.
+    """
 
     method = "_basic_publish"
 
-    def __init__(self, app: Celery, channel: Any, call: Call) -> None:
-        super().__init__(app, channel, call)
+    def __init__(self, app: Celery, channel: Any) -> None:
+        super().__init__(app, channel)
         self._own: Any = None
         self._sent = 0
-        self._unconfirmed: dict[int, str] = {}
-        self._lost: set[str] = set()
+        self._unconfirmed: dict[int, Copy] = {}
+        self._confirmed: list[Copy] = []
+        self._returned: set[str] = set()
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Publish | None:
         raw, *rest = args
@@ -226,29 +342,23 @@ class RabbitMQSplicer(Splicer):
             return None
         properties = raw._serialize_properties()
         text = raw.body if isinstance(raw.body, str) else raw.body.decode("utf-8", "replace")
-        where: dict[str, Any] = {
-            name: options[name] for name in ("exchange", "routing_key", "mandatory") if name in options
-        }
-        publish = _Publish(_Body.around(message.text, text), tuple(properties.split(message.id.encode())), where)
-        made = publish.splice(message)
-        return publish if made.raw == properties and made.body.decode() == text else None
+        where = [options.get(name, default) for name, default in WHERE]
+        publish = _Publish(
+            _Body.around(message.text, text),
+            tuple(properties.split(message.id.encode())),
+            dumps_arguments("Bssbb", [0, *where]),
+        )
+        is_same = publish.properties_of(message) == properties and publish.body.of(message.text).decode() == text
+        return publish if is_same else None
 
-    def send(self, messages: Sequence[tuple[Message, Any]]) -> set[str]:
-        self._lost.clear()
-        self._call(self._publish, messages)
-        return set(self._lost)
+    def is_ready(self) -> bool:
+        connection = self._channel.connection
+        if self._own is None or not connection.connected:
+            return False
+        return time.monotonic() - self._used_at < MOMENT_SECONDS or is_quiet(connection.transport.sock)
 
-    def _publish(self, messages: Sequence[tuple[Message, Any]]) -> None:
-        channel = self._confirming()
-        for message, publish in messages:
-            self._sent += 1
-            self._unconfirmed[self._sent] = message.id
-            channel._basic_publish(publish.splice(message), **publish.where)
-        while self._unconfirmed:
-            channel.connection.drain_events()
-
-    def _confirming(self) -> Any:
-        """A channel of its own, whose tags nobody else counts."""
+    def make_ready(self) -> None:
+        """Open a channel of its own, whose tags nobody else counts."""
         if self._own is None:
             channel = self._channel.connection.channel()
             channel.confirm_select()
@@ -256,13 +366,42 @@ class RabbitMQSplicer(Splicer):
             channel.events["basic_nack"].add(partial(self._on_confirmed, False))
             channel.events["basic_return"].add(self._on_returned)
             self._own = channel
-        return self._own
+
+    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
+        connection = self._own.connection
+        sock = connection.transport.sock
+        timeout = sock.gettimeout()
+        self._returned.clear()
+        channel, frame_max = self._own.channel_id, connection.frame_max
+        for copy in copies:
+            self._sent += 1
+            self._unconfirmed[self._sent] = copy
+        send_all(sock, b"".join([copy.template.frames(copy.message, channel, frame_max) for copy in copies]), end)
+        while self._unconfirmed:
+            connection.on_inbound_frame(_read_frame(sock, end))
+            # RabbitMQ returns what it cannot route before it confirms it.
+            yield from (copy for copy in self._confirmed if copy.message.id not in self._returned)
+            self._confirmed.clear()
+        sock.settimeout(timeout)
+        self._used_at = time.monotonic()
 
     def _on_confirmed(self, is_stored: bool, tag: int, multiple: bool) -> None:
-        for each in [each for each in self._unconfirmed if each <= tag] if multiple else [tag]:
-            id = self._unconfirmed.pop(each, None)
-            if not is_stored and id is not None:
-                self._lost.add(id)
+        for each in list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]:
+            copy = self._unconfirmed.pop(each, None)
+            if is_stored and copy is not None:
+                self._confirmed.append(copy)
 
     def _on_returned(self, error: BaseException, exchange: str, routing_key: str, message: Any) -> None:
-        self._lost.add(message.properties["correlation_id"])
+        self._returned.add(message.properties["correlation_id"])
+
+
+# The arguments of a publishing, and what they are by themselves.
+WHERE: tuple[tuple[str, Any], ...] = (("exchange", ""), ("routing_key", ""), ("mandatory", False), ("immediate", False))
+
+
+def _read_frame(sock: Any, end: float) -> tuple[int, int, bytes]:
+    kind, channel, size = _start.unpack(receive_exactly(sock, _start.size, end))
+    payload = receive_exactly(sock, size + 1, end)
+    if payload[-1:] != b"\xce":
+        raise ConnectionError("what came from the broker is not AMQP")
+    return kind, channel, payload[:-1]

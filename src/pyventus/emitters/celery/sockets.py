@@ -1,0 +1,65 @@
+"""Sockets of which every wait ends by a deadline, however slowly the peer takes or sends its bytes."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Any
+
+
+def send_all(sock: Any, data: bytes, end: float) -> None:
+    """Send all of ``data``, at the latest by ``end``, a moment of ``time.monotonic()``.
+
+    Raises:
+        OSError: the connection failed; TimeoutError: it took too long.
+    """
+    rest = memoryview(data)
+    while rest:
+        sock.settimeout(_left(end))
+        rest = rest[sock.send(rest) :]
+
+
+def receive(sock: Any, most: int, end: float) -> bytes:
+    """Some bytes, at the most so many, as soon as there are any.
+
+    Raises:
+        OSError: as `send_all`, or the peer has closed the connection.
+    """
+    sock.settimeout(_left(end))
+    data: bytes = sock.recv(most)
+    if not data:
+        raise ConnectionError("the broker closed the connection")
+    return data
+
+
+def receive_exactly(sock: Any, size: int, end: float) -> bytes:
+    """So many bytes.
+
+    Raises:
+        OSError: as `receive`.
+    """
+    data = receive(sock, size, end)
+    while len(data) < size:
+        data += receive(sock, size - len(data), end)
+    return data
+
+
+def is_quiet(sock: Any) -> bool:
+    """Whether it is open, and nothing has come; it is of no use afterwards if not."""
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        sock.settimeout(timeout)
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
