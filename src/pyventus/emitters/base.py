@@ -24,6 +24,9 @@ logger = logging.getLogger("pyventus")
 
 Seconds = float | timedelta
 
+# Emissions in one message.
+MAX_BATCH = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class EmitOptions:
@@ -80,26 +83,31 @@ class EventEmitter(ABC):
         await self.asend(emission)
         return emission
 
-    def emit_many(self, events: Iterable[object], /) -> list[Emission]:
+    def emit_many(self, events: Iterable[object], /, *, batch: int = 1) -> list[Emission]:
         """Emit several events: all are built before the first is sent, and one emitter sends them together if it can.
 
         Args:
             events: names, event objects, and emissions that `prepare` made, which is how a name gets arguments.
+            batch: how many of them one message may carry, up to 1,000, where they travel in messages; those are as
+                large as one emission may be. A worker runs them one after another, each with its own signature,
+                ledger row, retry and dead letter, and acknowledges them together.
 
         Returns:
             What was emitted, in that order, once all are accepted.
 
         Raises:
             InvalidEvent: one of them is not an event; none is sent.
+            InvalidOption: ``batch`` is out of its range, or ``events`` is a single one.
             EmitError: some were not, or may not have been, accepted: its ``emissions``.
         """
+        check_batch(batch)
         emissions = self._prepare_all(events)
-        self._process_many(emissions)
+        self._process_many(emissions, batch)
         return emissions
 
-    async def aemit_many(self, events: Iterable[object], /) -> list[Emission]:
+    async def aemit_many(self, events: Iterable[object], /, *, batch: int = 1) -> list[Emission]:
         """Like `emit_many`, without ever blocking the running loop."""
-        return self.emit_many(events)
+        return self.emit_many(events, batch=batch)
 
     def _prepare_all(self, events: object) -> list[Emission]:
         if isinstance(events, (str, Emission)) or not isinstance(events, Iterable):
@@ -207,7 +215,7 @@ class EventEmitter(ABC):
             EmitError: it was not, or may not have been, accepted.
         """
 
-    def _process_many(self, emissions: list[Emission]) -> None:
+    def _process_many(self, emissions: list[Emission], batch: int = 1) -> None:
         for emission in emissions:
             self._process(emission)
 
@@ -260,6 +268,16 @@ def _check_linker(linker: object) -> type[EventLinker]:
     if not (isinstance(linker, type) and issubclass(linker, EventLinker)):
         raise InvalidOption(f"event_linker must be EventLinker or a subclass of it, not {linker!r}")
     return linker
+
+
+def check_batch(batch: object) -> None:
+    """Check how many emissions one message may carry.
+
+    Raises:
+        InvalidOption: it is no whole number, or out of its range.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
+        raise InvalidOption(f"batch must be a whole number from 1 to {MAX_BATCH:,}, not {batch!r}")
 
 
 def _check_id(id: object) -> str:

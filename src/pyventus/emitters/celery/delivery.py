@@ -347,10 +347,19 @@ class Delivery:
         self._publish(self._queue.message_again(self._envelope, emission, delay), soon())
 
     def _publish(self, message: Message, end: float) -> None:
-        publishing = self._queue.publisher.start(message)
-        publishing.wait(end)
-        if publishing.error is not None:
-            raise publishing.error
+        publish(self._queue, [message], end)
+
+
+def publish(queue: Queue, messages: Sequence[Message], end: float) -> None:
+    """Have messages stored by ``end``, a moment of ``time.monotonic()``.
+
+    Raises:
+        PublishError: they may not have been stored, or not all of them.
+    """
+    publishing = queue.publisher.start(*messages)
+    publishing.wait(end)
+    if publishing.error is not None:
+        raise publishing.error
 
 
 def _lost() -> WorkerLost:

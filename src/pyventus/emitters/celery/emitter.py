@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, TypeAlias
 
 from pyventus.emission import Emission
-from pyventus.emitters.base import EventEmitter
+from pyventus.emitters.base import EventEmitter, check_batch
 from pyventus.emitters.celery import queue as queues
 from pyventus.emitters.celery.publisher import MAX_TOGETHER, Message, Publisher, Publishing
 from pyventus.errors import EmitError, InvalidEvent, InvalidHandler, InvalidOption
@@ -19,6 +19,10 @@ from pyventus.linkers import EventLinker
 from pyventus.running import process_loop
 
 MAIN = "__main__"
+# Of messages in one round trip.
+MAX_BYTES = 8 * 1024 * 1024
+# Of a message among others, beside its id.
+PART_OVERHEAD = 16
 
 
 class CeleryEventEmitter(EventEmitter):
@@ -66,22 +70,23 @@ class CeleryEventEmitter(EventEmitter):
         if publishing.error is not None:
             _raise_failures([(emission, [(queue, message)])], [publishing])
 
-    def _process_many(self, emissions: list[Emission]) -> None:
+    def _process_many(self, emissions: list[Emission], batch: int = 1) -> None:
         end = time.monotonic() + self._timeout
         eager = self._eager_queues()
-        sealed = self._seal_all(emissions, eager)
+        sealed = self._seal_all(emissions, eager, batch)
         _raise_failures(sealed, _store(_batches(sealed, eager), end))
         if eager:
             _run_eager(_messages_to(eager, sealed))
 
-    async def aemit_many(self, events: Iterable[object], /) -> list[Emission]:
+    async def aemit_many(self, events: Iterable[object], /, *, batch: int = 1) -> list[Emission]:
         """Like `emit_many`, without ever blocking the running loop.
 
         Raises:
             EmitError: as `emit_many`.
         """
+        check_batch(batch)
         emissions = self._prepare_all(events)
-        await self._asend_all(emissions)
+        await self._asend_all(emissions, batch)
         return emissions
 
     async def asend(self, emission: Emission) -> Emission:
@@ -94,10 +99,10 @@ class CeleryEventEmitter(EventEmitter):
         await self._asend_all([emission])
         return emission
 
-    async def _asend_all(self, emissions: list[Emission]) -> None:
+    async def _asend_all(self, emissions: list[Emission], batch: int = 1) -> None:
         end = time.monotonic() + self._timeout
         eager = self._eager_queues()
-        sealed = self._seal_all(emissions, eager)
+        sealed = self._seal_all(emissions, eager, batch)
         publishings = [publisher.start(*messages) for publisher, messages in _batches(sealed, eager)]
         await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
         _raise_failures(sealed, publishings)
@@ -107,14 +112,14 @@ class CeleryEventEmitter(EventEmitter):
     def _eager_queues(self) -> list[queues.Queue]:
         return [queue for queue in self._queues if queue.is_eager]
 
-    def _seal_all(self, emissions: list[Emission], eager: list[queues.Queue]) -> Sealed:
+    def _seal_all(self, emissions: list[Emission], eager: list[queues.Queue], batch: int) -> Sealed:
         is_sent = len(eager) < len(self._queues)
         sealed = []
         for emission in emissions:
             if is_sent:
                 self._check_reachable(emission)
             sealed.append((emission, self._seal(emission)))
-        return sealed
+        return sealed if batch == 1 else _packed(sealed, batch, eager)
 
     def _seal(self, emission: Emission) -> list[Addressed]:
         return [(queue, queue.message(emission, is_first=not n)) for n, queue in enumerate(self._queues)]
@@ -168,16 +173,51 @@ Batch = tuple[Publisher, list[Message]]
 
 def _batches(sealed: Sealed, eager: list[queues.Queue]) -> list[Batch]:
     """All that goes to one queue together, as much as goes into a round trip."""
-    by_queue: dict[tuple[queues.Queue, str], list[Message]] = {}
+    by_queue: dict[tuple[queues.Queue, str], dict[str, Message]] = {}
     for _, addressed in sealed:
         for queue, message in addressed:
             if queue not in eager:
-                by_queue.setdefault((queue, message.queue), []).append(message)
+                # One that carries several emissions is there for each of them.
+                by_queue.setdefault((queue, message.queue), {})[message.id] = message
     return [
-        (queue.publisher, messages[at : at + MAX_TOGETHER])
+        (queue.publisher, list(chunk))
         for (queue, _), messages in by_queue.items()
-        for at in range(0, len(messages), MAX_TOGETHER)
+        for chunk in _chunks(messages.values(), MAX_TOGETHER, MAX_BYTES)
     ]
+
+
+def _packed(sealed: Sealed, batch: int, eager: list[queues.Queue]) -> Sealed:
+    """The same emissions in fewer messages: those that go the same way in one."""
+    ways: dict[Any, list[Message]] = {}
+    for _, addressed in sealed:
+        for queue, message in addressed:
+            if queue not in eager and "eta" not in message.options:
+                way = queue, message.queue, message.priority, *message.options.items()
+                ways.setdefault(way, []).append(message)
+    carriers: dict[int, Message] = {}
+    for (queue, *_), messages in ways.items():
+        for chunk in _chunks(messages, batch, queue.max_size):
+            if len(chunk) > 1:
+                carriers |= dict.fromkeys(map(id, chunk), queue.batch(chunk))
+    return [
+        (emission, [(queue, carriers.get(id(message), message)) for queue, message in addressed])
+        for emission, addressed in sealed
+    ]
+
+
+def _chunks(messages: Iterable[Message], most: int, most_bytes: int) -> Iterator[list[Message]]:
+    """Consecutive ones together, up to so many and so many bytes; what is larger by itself goes alone."""
+    chunk: list[Message] = []
+    size = 0
+    for message in messages:
+        length = len(message.text) + len(message.id) + PART_OVERHEAD
+        if chunk and (len(chunk) == most or size + length > most_bytes):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(message)
+        size += length
+    if chunk:
+        yield chunk
 
 
 def _store(batches: list[Batch], end: float) -> list[Publishing]:

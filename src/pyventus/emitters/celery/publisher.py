@@ -538,15 +538,20 @@ class Sender:
         calling.is_through = True
 
     def _store_all(self, publishings: list[Publishing]) -> None:
-        """Send those that are like earlier ones together, and before that each other one in Celery's own way."""
+        """Send in the order given: those that are like earlier ones together, each other one in Celery's own way."""
         copies: list[Copy] = []
         for publishing in publishings:
             for message in publishing.messages:
                 copy = self._copy(message, publishing)
                 if copy is None:
+                    self._store_together(copies)
+                    copies = []
                     self._store_of(publishing, message)
                 else:
                     copies.append(copy)
+        self._store_together(copies)
+
+    def _store_together(self, copies: list[Copy]) -> None:
         if self._splicer is None or not copies:
             return
         self._at = {copy.publishing for copy in copies}
@@ -607,7 +612,7 @@ class Sender:
     # -- Being lent -------------------------------------------------------------------------------------------
 
     def store_for(self, publishing: Publishing, end: float) -> list[Message]:
-        """Send, in the thread that has borrowed this sender, what is like earlier messages, and give the sender back.
+        """Send, in the thread that has borrowed this sender, what is like earlier messages, and then give it back.
 
         Returns:
             What has to be sent in another way.
@@ -624,9 +629,10 @@ class Sender:
         if self._splicer is None or not self._splicer.is_ready():
             return None
         copies = [copy for message in publishing.messages if (copy := self._copy(message, publishing)) is not None]
+        if len(copies) < len(publishing.messages):
+            return None
         try:
-            if copies:
-                self._store_copies(copies, end)
+            self._store_copies(copies, end)
         except TimeoutError:
             return BrokerDown(TOO_LATE)
         except Exception as error:

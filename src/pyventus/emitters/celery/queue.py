@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 from uuid import UUID, uuid5
@@ -14,7 +15,7 @@ from kombu.serialization import prepare_accept_content
 
 from pyventus import native, wire
 from pyventus.dead_letters.base import DeadLetterStore
-from pyventus.emission import Emission
+from pyventus.emission import Emission, new_id
 from pyventus.emitters.celery import worker
 from pyventus.emitters.celery.dead_letters import make_store
 from pyventus.emitters.celery.delivery import current_ids
@@ -29,7 +30,7 @@ from pyventus.ledger.leases import Leases
 from pyventus.linkers import find_handler
 from pyventus.retry import Retry, check_retry
 from pyventus.running import Middleware
-from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
+from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, pack, seal
 
 # Clocks that are wrong by a day, and a day for what was due late.
 RETENTION_TOLERANCE = timedelta(days=2)
@@ -225,6 +226,19 @@ class Queue:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
         text = self.reseal(envelope, emission, envelope.message_id)
         return self._message(envelope.message_id, text, emission, {"countdown": delay})
+
+    def message_apart(self, envelope: Envelope) -> Message:
+        """A message of its own for what was in a batch that a process may have died of."""
+        emission = replace(envelope.emission, suspect=True)
+        return self._message(envelope.message_id, self.reseal(envelope, emission, envelope.message_id), emission, {})
+
+    def batch(self, messages: Sequence[Message]) -> Message:
+        """One message that carries several, which go the same way."""
+        first = messages[0]
+        text = pack((message.id, message.text) for message in messages)
+        return Message(
+            first.task, first.queue, new_id(), f"{len(messages)} emissions", text, first.priority, first.options
+        )
 
     def _message(self, message_id: str, text: str, emission: Emission, options: dict[str, Any]) -> Message:
         # What is for one handler goes where that one runs.

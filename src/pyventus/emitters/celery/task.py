@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,10 +15,12 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject
 
 from pyventus import running
 from pyventus.emitters.base import first_this_minute
-from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld
+from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld, publish
+from pyventus.emitters.celery.patience import soon
 from pyventus.emitters.celery.request import EmissionRequest, read_message
 from pyventus.errors import HandlersFailed, Refused, Undecodable, Unhandled
 from pyventus.running import off_loop
+from pyventus.wire import is_batch, unpack
 
 if TYPE_CHECKING:
     from pyventus.dead_letters.base import Reason
@@ -37,7 +39,7 @@ UNHANDLED = (Unhandled, Undecodable, TooOld)
 
 
 class EmissionTask(Task):
-    """Runs the handlers of the emission that one message carries."""
+    """Runs the handlers of the emissions that one message carries."""
 
     #: What holds whatever the app's defaults and annotations say: a message is acknowledged when its handlers have run,
     #: and not when the process that ran them has died.
@@ -92,13 +94,36 @@ class EmissionTask(Task):
             TooOld: it was due too long ago.
             Reject: an error of Pyventus' own, and the message could not be sent again; it goes back to the queue.
         """
-        delivery = Delivery(self.emission_queue, self._open(text), self.request, current_in_threads(self))
+        if is_batch(text):
+            self._run_batch(str(text))
+        else:
+            self._run_one(self.request.id, text)
+
+    def _run_batch(self, text: str) -> None:
+        """Run what a message carries, one after another, each as if it had come in a message of its own."""
+        parts = self._unpack(text)
+        if (self.request.delivery_info or {}).get("redelivered"):
+            # Its process may have died of one of them, and none is to suffer for another.
+            return self._send_apart(parts)
+        failures: list[tuple[str, str]] = []
+        for message_id, part in parts:
+            try:
+                self._run_one(message_id, part)
+            except HandlersFailed as error:
+                failures += error.failures
+            except (Ignore, *UNHANDLED):
+                pass  # What became of it is said, and stored.
+        if failures:
+            raise HandlersFailed(failures)
+
+    def _run_one(self, message_id: str, text: object) -> None:
+        delivery = Delivery(self.emission_queue, self._open(message_id, text), self.request, current_in_threads(self))
         try:
             self._deliver(delivery)
         except (HandlersFailed, *UNHANDLED):
             raise
         except NotYet as early:
-            self._send_again(delivery, partial(delivery.again, early.seconds, was_started=False))
+            self._send_again(delivery.names, partial(delivery.again, early.seconds, was_started=False))
         except Exception as error:
             self._send_back(delivery, error)
         except (SystemExit, KeyboardInterrupt):
@@ -118,14 +143,25 @@ class EmissionTask(Task):
             # Without its cause, such as what a codec raised: Celery's events carry the traceback, texts and all.
             raise error from None
 
-    def _open(self, text: object) -> Envelope:
+    def _unpack(self, text: str) -> list[tuple[str, str]]:
         try:
-            return self.emission_queue.open(text, self.request.id)
+            if len(text) > self.emission_queue.max_text:
+                raise Refused(f"it is a batch of {len(text):,} characters, more than the max_size of the queue")
+            return unpack(text)
         except Refused as refusal:
-            self._log_refusal(self.request.id, refusal)
-            keep = self.emission_queue.dead_letters.keep_refused
-            off_loop(partial(keep, self.request.id, text, refusal))
+            self._refuse(self.request.id, text, refusal)
             raise Ignore from None
+
+    def _open(self, message_id: str, text: object) -> Envelope:
+        try:
+            return self.emission_queue.open(text, message_id)
+        except Refused as refusal:
+            self._refuse(message_id, text, refusal)
+            raise Ignore from None
+
+    def _refuse(self, message_id: str, text: object, refusal: Refused) -> None:
+        self._log_refusal(message_id, refusal)
+        off_loop(partial(self.emission_queue.dead_letters.keep_refused, message_id, text, refusal))
 
     def _log_refusal(self, message_id: object, reason: Exception) -> None:
         logger.error(
@@ -141,15 +177,24 @@ class EmissionTask(Task):
         )  # fmt: skip
         if self.request.is_eager:
             raise error
-        self._send_again(delivery, partial(delivery.again, AGAIN_SECONDS))
+        self._send_again(delivery.names, partial(delivery.again, AGAIN_SECONDS))
 
-    def _send_again(self, delivery: Delivery, publish: Callable[[], None]) -> None:
+    def _send_apart(self, parts: list[tuple[str, str]]) -> None:
+        messages = []
+        for message_id, text in parts:
+            with suppress(Ignore):
+                messages.append(self.emission_queue.message_apart(self._open(message_id, text)))
+        if messages:
+            names = self.request.id, f"{len(messages)} events"
+            self._send_again(names, partial(publish, self.emission_queue, messages, soon()))
+
+    def _send_again(self, names: tuple[str, str], publish: Callable[[], None]) -> None:
         """Publish a copy for later and have it confirmed; only then is the original acknowledged."""
         end = time.monotonic() + AGAIN_SECONDS
         try:
             off_loop(publish)
         except Exception as error:
-            logger.error("Emission %s of %r goes back to the queue: %r", *delivery.names, error)
+            logger.error("Emission %s of %r goes back to the queue: %r", *names, error)
             # It is back at once: without a pause the worker would spin.
             off_loop(partial(time.sleep, max(0.0, end - time.monotonic())))
             raise Reject(error, requeue=True) from None
