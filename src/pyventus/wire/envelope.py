@@ -85,8 +85,8 @@ class Envelope:
             NotSerializable: as `seal`.
         """
         head = _write_head(emission, queue, message_id)
-        parts = _Parts(self.serializer.name, self._is_text, head, self._body)
-        return _signed(parts, emission.event, keyring, max_size)
+        coding = "t" if self._is_text else "b"
+        return _signed(self.serializer.name, coding, head, self._body, emission.event, keyring, max_size)
 
     def _load(self) -> Content:
         serializer = self.serializer
@@ -137,12 +137,12 @@ def seal(
     """
     head = _write_head(emission, queue, message_id)
     coding, body = _write_body(serializer, emission)
-    return _signed(_Parts(serializer.name, coding == "t", head, body), emission.event, keyring, max_size)
+    return _signed(serializer.name, coding, head, body, emission.event, keyring, max_size)
 
 
-def _signed(parts: _Parts, event: str, keyring: Keyring, max_size: int | None) -> str:
-    serializer, is_text, head, body = parts
-    coding = "t" if is_text else "b"
+def _signed(
+    serializer: str, coding: str, head: str, body: str, event: str, keyring: Keyring, max_size: int | None
+) -> str:
     text = f"{PREFIX}.{keyring.key_id or UNSIGNED}.{serializer}.{coding}.{len(head)}.{head}{body}."
     if keyring.signs:
         text += keyring.sign(text.encode("ascii"))
@@ -155,7 +155,7 @@ def _signed(parts: _Parts, event: str, keyring: Keyring, max_size: int | None) -
 
 
 def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
-    if not _SERIALIZER_NAME.fullmatch(str(serializer.name)):
+    if serializer.name != "json" and not _SERIALIZER_NAME.fullmatch(str(serializer.name)):
         raise ConfigurationError(
             f"{type(serializer).__name__}.name must be up to 64 letters, digits, _ and -, not {serializer.name!r}"
         )
@@ -356,27 +356,27 @@ _SPECS = {spec[0]: spec for spec in _HEAD}
 
 
 def _write_head(emission: Emission, queue: str, message_id: str) -> str:
-    kind = (
-        emission.event, emission.version, tuple(emission.bases), emission.linker, tuple(emission.handlers),
-        emission.attempt, emission.replay, emission.suspect,
-    )  # fmt: skip
+    event, id = emission.event, emission.id
     try:
-        start, middle = _write_queue(queue, emission.event), _write_kind(*kind)
-    except TypeError:  # What cannot be hashed is of a type that cannot travel, either.
-        start, middle = _write_queue.__wrapped__(queue, emission.event), _write_kind.__wrapped__(*kind)
-    event = emission.event
-    fields = (
-        start,
-        _write_field("message id", message_id, event),
-        _write_field("id", emission.id, event),
-        middle,
-        _write_instant("timestamp", emission.timestamp),
-        _write_instant("due", emission.due),
-        _write_instant("expires", emission.expires),
-        _write_field("priority", emission.priority, event),
-        _write_field("headers", dict(emission.headers), event) if emission.headers else "{}",
-    )
-    return f"[{','.join(fields)}]"
+        start = _write_queue(queue, event)
+        middle = _write_kind(
+            event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
+            emission.replay, emission.suspect,
+        )  # fmt: skip
+    except TypeError:  # A list, or what cannot travel either.
+        start = _write_queue.__wrapped__(queue, event)
+        middle = _write_kind.__wrapped__(
+            event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
+            emission.replay, emission.suspect,
+        )  # fmt: skip
+    own = _write_field("id", id, event)
+    message = own if message_id == id else _write_field("message id", message_id, event)
+    timestamp = _write_instant("timestamp", emission.timestamp)
+    due = "null" if emission.due is None else _write_instant("due", emission.due)
+    expires = "null" if emission.expires is None else _write_instant("expires", emission.expires)
+    priority = "null" if emission.priority is None else _write_field("priority", emission.priority, event)
+    headers = _write_field("headers", dict(emission.headers), event) if emission.headers else "{}"
+    return f"[{start},{message},{own},{middle},{timestamp},{due},{expires},{priority},{headers}]"
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -401,9 +401,7 @@ def _write_field(name: str, value: object, event: str) -> str:
     _, fits, wanted = _SPECS[name]
     if not fits(value):
         raise NotSerializable(f"{name} of the emission of {event!r} must be {wanted}")
-    if type(value) is str:
-        return encode_basestring_ascii(value)
-    return "null" if value is None else _dump_head(value)
+    return encode_basestring_ascii(value) if type(value) is str else _dump_head(value)
 
 
 def _read_head(text: str) -> tuple[str, str, Emission]:
@@ -443,8 +441,6 @@ def _headed(
 
 
 def _write_instant(name: str, value: Any) -> str:
-    if value is None and name != "timestamp":
-        return "null"
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise NotSerializable(f"{name} of an emission must be an aware datetime, such as datetime.now(UTC)")
     try:

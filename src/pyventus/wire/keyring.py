@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -134,4 +134,7 @@ def _derive(secret: bytes) -> _Key:
 
 
 def _tag(key: _Key, data: bytes) -> str:
-    return urlsafe_b64encode(hmac.digest(key.signing, data, "sha256"))[:-1].decode("ascii")
+    return b2a_base64(hmac.digest(key.signing, data, "sha256"), newline=False)[:-1].translate(_URL_SAFE).decode("ascii")
+
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")

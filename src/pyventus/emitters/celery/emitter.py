@@ -114,15 +114,17 @@ class CeleryEventEmitter(EventEmitter):
 
     def _seal_all(self, emissions: list[Emission], eager: list[queues.Queue], batch: int) -> Sealed:
         is_sent = len(eager) < len(self._queues)
+        origins = [queue.origin() for queue in self._queues]
         sealed = []
         for emission in emissions:
             if is_sent:
                 self._check_reachable(emission)
-            sealed.append((emission, self._seal(emission)))
+            addressed = [
+                (queue, queue.message(emission, is_first=not n, origin=origins[n]))
+                for n, queue in enumerate(self._queues)
+            ]
+            sealed.append((emission, addressed))
         return sealed if batch == 1 else _packed(sealed, batch, eager)
-
-    def _seal(self, emission: Emission) -> list[Addressed]:
-        return [(queue, queue.message(emission, is_first=not n)) for n, queue in enumerate(self._queues)]
 
     def _check_reachable(self, emission: Emission) -> None:
         """What only exists in the script that was started cannot be found by a worker, which imports modules."""

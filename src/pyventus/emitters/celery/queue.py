@@ -198,19 +198,19 @@ class Queue:
 
     # -- From an emission to a message and back -------------------------------------------------------------------
 
-    def message(self, emission: Emission, *, is_first: bool = True) -> Message:
+    def message(self, emission: Emission, *, is_first: bool = True, origin: dict[str, str] | None = None) -> Message:
         """The message that carries ``emission`` to this queue.
 
         Args:
             emission: what to carry.
             is_first: whether its id is the emission's; those of further messages are derived from it.
+            origin: what `origin` says, if that is known already.
 
         Raises:
             NotSerializable: it cannot travel.
         """
         message_id = emission.id if is_first and emission.attempt == 1 else self._derived_id(emission)
-        options = {} if emission.due is None else {"eta": emission.due}
-        return self._message(message_id, self.seal(emission, message_id), emission, options)
+        return self._message(message_id, self.seal(emission, message_id), emission, _due(emission), origin)
 
     def follow_up(self, envelope: Envelope, emission: Emission) -> Message:
         """The message of a further emission, with the arguments of ``envelope`` as they came.
@@ -219,8 +219,7 @@ class Queue:
             NotSerializable: it is too large.
         """
         message_id = self._derived_id(emission)
-        options = {} if emission.due is None else {"eta": emission.due}
-        return self._message(message_id, self.reseal(envelope, emission, message_id), emission, options)
+        return self._message(message_id, self.reseal(envelope, emission, message_id), emission, _due(emission))
 
     def message_again(self, envelope: Envelope, emission: Emission, delay: float) -> Message:
         """The message that carried ``envelope`` once more, with ``emission`` in its head, after ``delay`` seconds."""
@@ -240,16 +239,26 @@ class Queue:
             first.task, first.queue, new_id(), f"{len(messages)} emissions", text, first.priority, first.options
         )
 
-    def _message(self, message_id: str, text: str, emission: Emission, options: dict[str, Any]) -> Message:
-        # What is for one handler goes where that one runs.
-        handler = find_handler(emission)
-        own_queue, priority = (None, None) if handler is None else (handler.queue, handler.priority)
-        return Message(
-            self.task_name, own_queue or self.name, message_id, emission.event, text,
-            emission.priority if priority is None else priority, {**options, **self._ids()},
-        )  # fmt: skip
+    def _message(
+        self,
+        message_id: str,
+        text: str,
+        emission: Emission,
+        options: dict[str, Any],
+        origin: dict[str, str] | None = None,
+    ) -> Message:
+        if origin is None:
+            origin = self.origin()
+        name, priority = self.name, emission.priority
+        if emission.handlers:
+            # What is for one handler goes where that one runs.
+            handler = find_handler(emission)
+            if handler is not None:
+                name = handler.queue or name
+                priority = priority if handler.priority is None else handler.priority
+        return Message(self.task_name, name, message_id, emission.event, text, priority, options)
 
-    def _ids(self) -> dict[str, str]:
+    def origin(self) -> dict[str, str]:
         """Which task the message comes from: one that runs handlers, or another of the user's."""
         ids = current_ids.get()
         task = self.app.current_worker_task if ids is None else None
@@ -305,6 +314,10 @@ class Queue:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Queue holds secrets and connections and cannot be pickled: import it where it is needed")
+
+
+def _due(emission: Emission) -> dict[str, Any]:
+    return {} if emission.due is None else {"eta": emission.due}
 
 
 _lock = native.new_lock()

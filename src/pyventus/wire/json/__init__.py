@@ -8,6 +8,8 @@ that this process knows already.
 from __future__ import annotations
 
 import json
+import json.encoder
+from typing import Any
 
 from pyventus.errors import NotSerializable
 from pyventus.wire.base import Content, ContentSerializer
@@ -17,7 +19,16 @@ from pyventus.wire.json.encoding import Encoder
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "JSONSerializer"]
 
-_write = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+# What JSONEncoder.encode makes anew for each text, which takes longer than a short text.
+_make = getattr(json.encoder, "c_make_encoder", None)
+_chunks = _make and _make(
+    None, _encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+)  # fmt: skip
+
+
+def _write(value: list[Any]) -> str:
+    return "".join(_chunks(value, 0)) if _chunks is not None else _encoder.encode(value)
 
 
 class JSONSerializer(ContentSerializer):
