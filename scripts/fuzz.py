@@ -35,10 +35,10 @@ with atheris.instrument_imports(include=["pyventus"]):
 
     from pyventus.emission import Emission
     from pyventus.emitters.celery import CeleryEventEmitter
-    from pyventus.emitters.celery.request import EmissionRequest, read_message
+    from pyventus.emitters.celery.request import EmissionRequest, check_message
     from pyventus.errors import ConfigurationError, NotSerializable, Refused, Undecodable
     from pyventus.events import register
-    from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, seal
+    from pyventus.wire import Envelope, JSONSerializer, Keyring, PickleSerializer, open_envelope, pack, seal, unpack
 
 SECRET = "s" * 32
 KEYRING = Keyring([SECRET, "t" * 32])
@@ -245,16 +245,23 @@ def message(data: bytes) -> None:
     )  # fmt: skip
     received.headers["task"] = _queue.task_name
     with contextlib.suppress(InvalidTaskError):
-        read_message(received)
+        check_message(received)
         request = EmissionRequest(received, app=_app, task=_task, hostname="h")
         request.info()
         assert request.name.isprintable()
         assert str(request.id).isprintable()
 
 
+def batch(data: bytes) -> None:
+    """What was taken apart is put together to the same text."""
+    text = "pvb1." + data.decode("latin-1")
+    with contextlib.suppress(Refused):
+        assert pack(unpack(text)) == text
+
+
 #: Name, function and seeds. What else reads bytes of others (a dead letter store, a ledger) gets its line here.
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (unsigned, envelope, decode, loads, tree, keyring, message)
+    each.__name__: each for each in (unsigned, envelope, batch, decode, loads, tree, keyring, message)
 }
 
 
@@ -266,6 +273,8 @@ def seeds(name: str) -> list[bytes]:
             return [text.encode() for text in GENUINE]
         case "envelope":
             return [text.split(".", 2)[2].rpartition(".")[0].encode() for text in GENUINE]
+        case "batch":
+            return [b"1.1.ab", b"2.10.idsome.text.1.3.x1.1"]
         case "decode":
             return [b"t" + body for body in bodies]
         case "loads":

@@ -134,7 +134,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "confirm no follow-up": Mutant(
         f"{CELERY}/delivery.py",
-        "        publishing.wait(end)\n        if publishing.error is not None:\n            raise publishing.error\n",
+        "    publishing.wait(end)\n    if publishing.error is not None:\n        raise publishing.error\n",
         "",
         "tests/functional/test_retries.py::test_a_follow_up_waits_for_a_broker_that_comes_back",
     ),
@@ -198,6 +198,14 @@ MUTANTS: dict[str, Mutant] = {
     "splice the text of the first": Mutant(
         f"{CELERY}/splicing.py", "splice(copy.message, new_id())", "splice(copies[0].message, new_id())",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
+    "run again together what a process may have died of": Mutant(
+        f"{CELERY}/task.py", "            return self._send_apart(parts)\n", "            pass\n",
+        "tests/functional/test_batches.py::test_none_suffers_for_another_that_kills_its_process",
+    ),
+    "end a batch with its first failure": Mutant(
+        f"{CELERY}/task.py", "                failures += error.failures\n", "                raise\n",
+        "tests/functional/test_batches.py::test_each_has_its_own_retry_and_dead_letter",
     ),
     "splice what would have to be escaped": Mutant(
         f"{CELERY}/splicing.py", "[0-9A-Za-z-]{36}", ".{36}",

@@ -252,6 +252,8 @@ def test_none_suffers_for_another_that_kills_its_process(broker_url: str, queue_
     with service(broker_url, queue_name, tmp_path, pool="prefork", concurrency=1) as worker:
         worker.wait_for(f"{poison.id} gave up", *(f"{each.id} plain" for each in emissions), timeout=60)
         assert [letter.reason for letter in letters_of(emitter, poison)] == ["lost"]
+    # Without a ledger those before it run twice: the message came back once.
+    assert [worker.log().count(f"{each.id} plain") for each in emissions] == [2, 2, 1, 1]
     assert len(starts.read_text()) == MAX_STARTS
 
 

@@ -34,6 +34,7 @@ MAX_ID = 255
 _SERIALIZER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LENGTH = re.compile(r"[1-9][0-9]{0,9}")
 _dump_head = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_parse_head = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,15 +308,17 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_names(value: object) -> bool:
-    return type(value) is list and all(map(_is_name, value))
+    return type(value) is list and (not value or all(map(_is_name, value)))
 
 
 def _is_texts(value: object) -> bool:
-    return type(value) is list and all(type(item) is str for item in value)
+    return type(value) is list and (not value or all(type(item) is str for item in value))
 
 
 def _is_headers(value: object) -> bool:
-    return type(value) is dict and all(type(key) is str and type(item) is str for key, item in value.items())
+    return type(value) is dict and (
+        not value or all(type(key) is str and type(item) is str for key, item in value.items())
+    )
 
 
 def _is_version(value: object) -> bool:
@@ -406,10 +409,10 @@ def _write_field(name: str, value: object, event: str) -> str:
 
 def _read_head(text: str) -> tuple[str, str, Emission]:
     try:
-        head = json.loads(text)
+        head, end = _parse_head(text)
     except (ValueError, RecursionError):
         _malformed()
-    if type(head) is not list or len(head) != len(_HEAD):
+    if end != len(text) or type(head) is not list or len(head) != len(_HEAD):
         _malformed()
     if not all(map(call, _FITS, head)):
         _malformed()

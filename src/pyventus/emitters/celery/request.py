@@ -47,7 +47,8 @@ class EmissionRequest(Request):
     _goes_back = False
 
     def __init__(self, message: Any, *, headers: Any = None, body: Any = None, **options: Any) -> None:
-        text, embed = read_message(message)
+        # The task has looked at it with `check_message` when it came.
+        ([text], _, embed) = message.payload
         # The pool gets these and not the message's own body: its callbacks and chains would run whatever they name.
         body = ([text], {}, {})
         headers = _cleaned(message.headers)
@@ -90,8 +91,8 @@ class EmissionRequest(Request):
         return super().info(safe=True)
 
 
-def read_message(message: Any) -> tuple[str, dict[str, Any]]:
-    """The one argument of a message, and what is embedded in it beside the arguments.
+def check_message(message: Any) -> None:
+    """Check that it is a list of one text, no keyword arguments, and what is embedded beside the arguments.
 
     Raises:
         InvalidTaskError: it is not a message of Celery's protocol 2 with one string; the reason holds nothing of it.
@@ -104,8 +105,8 @@ def read_message(message: Any) -> tuple[str, dict[str, Any]]:
     except Exception as error:
         raise InvalidTaskError(f"its body cannot be read: {type(error).__name__}") from None
     match payload:
-        case [[str(text)], {**kwargs}, dict() as embed] if not kwargs:
-            return text, embed
+        case [[str()], {**kwargs}, dict()] if not kwargs:
+            return
     raise InvalidTaskError("its body is not a list of one text, no keyword arguments, and what Celery embeds")
 
 

@@ -17,7 +17,7 @@ from pyventus import running
 from pyventus.emitters.base import first_this_minute
 from pyventus.emitters.celery.delivery import Delivery, NotYet, TooOld, publish
 from pyventus.emitters.celery.patience import soon
-from pyventus.emitters.celery.request import EmissionRequest, read_message
+from pyventus.emitters.celery.request import EmissionRequest, check_message
 from pyventus.errors import HandlersFailed, Refused, Undecodable, Unhandled
 from pyventus.running import off_loop
 from pyventus.wire import is_batch, unpack
@@ -75,7 +75,7 @@ class EmissionTask(Task):
 
         def receive(message: Any, body: Any, ack: Callable[..., None], *others: Any) -> Any:
             try:
-                read_message(message)
+                check_message(message)
             except InvalidTaskError as error:
                 self._log_refusal(message.headers.get("id"), error)
                 return ack(logger, consumer.connection_errors)

@@ -38,12 +38,16 @@ def _no_constant(name: str) -> NoReturn:
     raise Undecodable(f"{name} is not JSON")
 
 
-_parse = json.JSONDecoder(parse_constant=_no_constant).decode
+_parse = json.JSONDecoder(parse_constant=_no_constant).raw_decode
 
 
 def parse(data: bytes) -> Any:
     """What the JSON says, in JSON's own types. Python's limits on digits and recursion hold."""
-    return _parse(data.decode("ascii"))
+    text = data.decode("ascii")
+    value, end = _parse(text)
+    if end != len(text):
+        raise Undecodable("there is more than one value")
+    return value
 
 
 class Decoder:

@@ -5,6 +5,7 @@ It publishes as kombu's does, messages that are not due excepted, and leaves bro
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import deque
@@ -40,6 +41,8 @@ HELD_SECONDS = 1.0
 PAUSE_SECONDS = 1.0
 # For one answer, unless socket_timeout says otherwise.
 ANSWER_SECONDS = 10.0
+
+TYPED = '"__type__"'
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 # Of kombu's options, those for what is here done otherwise.
@@ -426,7 +429,9 @@ class Channel(stock.Channel):
 
 
 def _parse(content: bytes) -> Any:
-    payload = loads(content.decode())
+    text = content.decode()
+    # Kombu's own reader looks at each object for one that stands for another type.
+    payload = loads(text) if TYPED in text else json.loads(text)
     properties = payload["properties"]
     delivery = properties["delivery_info"]
     if not isinstance(delivery["exchange"], str) or not isinstance(delivery["routing_key"], str):

@@ -27,7 +27,7 @@ from pyventus.emitters.celery.redis_transport.scripts import BEAT, RESTORE, Exec
 logger = logging.getLogger("pyventus")
 
 # What is acknowledged meanwhile is sent together.
-FLUSH_SECONDS = 0.01
+FLUSH_SECONDS = 0.02
 MOST_ACKS = 1000
 RETRY_SECONDS = 1.0
 REPORT_SECONDS = 60.0
