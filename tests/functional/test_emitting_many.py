@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,8 @@ from kombu import Queue as KombuQueue
 from pyventus import Emission, EmitError
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.errors import InvalidEvent, InvalidOption, NotSerializable
-from tests.brokers import RabbitMQ, Valkey, hanging_broker
+from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker
+from tests.functional.apps.support import wait_until
 from tests.functional.test_emitting_processes import stored_ids
 
 SECRET = "the secret of the tests' queues, " * 2
@@ -190,3 +192,57 @@ def test_ids_of_the_users_are_escaped(broker_url: str, queue: str, valkey: Valke
     ids = ["x" * 36, "x" * 35, '",'.center(36, "x"), "\\".center(36, "x"), "y" * 36]
     emissions = [emitter.with_options(id=id).emit("Event") for id in ids]
     assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
+
+
+# -- Without confirmations ----------------------------------------------------------------------------------------
+
+
+def unconfirmed(url: str, queue: str, **options: Any) -> CeleryEventEmitter:
+    app = Celery("unconfirmed", broker=url, set_as_current=False)
+    return CeleryEventEmitter(CeleryEventEmitter.Queue(app, queue, secret=SECRET, confirm=False), **options)
+
+
+def test_unconfirmed_ones_are_stored_too(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """One by one, together, and packed; on Redis nothing is different."""
+    emitter = unconfirmed(broker_url, queue)
+    emissions = [emitter.emit("Event") for _ in range(5)] + emitter.emit_many(["Event"] * 20)
+    emissions += asyncio.run(emitter.aemit_many(["Event"] * 3))
+    wait_until(lambda: depth(broker_url, queue, valkey) == len(emissions), "all are stored")
+    assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
+
+
+def depth(url: str, queue: str, valkey: Valkey) -> int:
+    if url.startswith("amqp"):
+        return RabbitMQ(url).depth(queue)
+    with valkey.client() as client:
+        return int(client.llen(queue))
+
+
+def test_an_unconfirmed_emit_waits_for_no_answer(amqp_url: str, queue_name: str) -> None:
+    """Once an earlier one has gone Celery's way; a confirmed one of the same app waits all the same."""
+    with FreezableProxy(amqp_url) as proxy:
+        emitter = unconfirmed(proxy.proxied_url, queue_name, timeout=1)
+        for _ in range(3):
+            emitter.emit("Event")
+        proxy.freeze()
+        last = emitter.emit("Event")
+        emitter._queues[0].confirm = True
+        with pytest.raises(EmitError, match="did not answer within the deadline"):
+            emitter.emit("Event")
+        proxy.thaw()
+        wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name) >= 4, "what was written")
+    with RabbitMQ(amqp_url).channel() as channel:
+        ids = [channel.basic_get(queue_name, no_ack=True).properties["correlation_id"] for _ in range(4)]
+    assert last.id in ids
+
+
+def test_what_is_not_confirmed_may_be_lost_but_not_for_ever(amqp_url: str, queue_name: str) -> None:
+    """Of a queue that was deleted: RabbitMQ returns the message to nobody, and the next emit notices."""
+    emitter = unconfirmed(amqp_url, queue_name)
+    for _ in range(3):
+        emitter.emit("Event")
+    RabbitMQ(amqp_url).delete(queue_name)
+    emitter.emit("Event")
+    time.sleep(0.5)
+    emitter.emit("Event")
+    wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name) == 1, "the next one")

@@ -80,6 +80,7 @@ class Message:
         text: its one argument.
         priority: 0 to 9, 9 first on every broker; None: the broker's own default.
         options: further ones of Celery's ``send_task``, such as eta and parent_id.
+        confirm: whether RabbitMQ is to confirm it; if not, it passes for stored once it is written to the connection.
     """
 
     task: str
@@ -89,6 +90,7 @@ class Message:
     text: str = field(repr=False)
     priority: int | None = None
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    confirm: bool = True
 
 
 class Work:

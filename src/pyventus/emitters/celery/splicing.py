@@ -331,6 +331,7 @@ class RabbitMQSplicer(Splicer):
     def __init__(self, app: Celery, channel: Any) -> None:
         super().__init__(app, channel)
         self._own: Any = None
+        self._unconfirming: Any = None
         self._sent = 0
         self._unconfirmed: dict[int, Copy] = {}
         self._confirmed: list[Copy] = []
@@ -358,8 +359,9 @@ class RabbitMQSplicer(Splicer):
         return time.monotonic() - self._used_at < MOMENT_SECONDS or is_quiet(connection.transport.sock)
 
     def make_ready(self) -> None:
-        """Open a channel of its own, whose tags nobody else counts."""
+        """Open channels of its own: one whose tags nobody else counts, and one that confirms nothing."""
         if self._own is None:
+            self._unconfirming = self._channel.connection.channel()
             channel = self._channel.connection.channel()
             channel.confirm_select()
             channel.events["basic_ack"].add(partial(self._on_confirmed, True))
@@ -372,11 +374,8 @@ class RabbitMQSplicer(Splicer):
         sock = connection.transport.sock
         timeout = sock.gettimeout()
         self._returned.clear()
-        channel, frame_max = self._own.channel_id, connection.frame_max
-        for copy in copies:
-            self._sent += 1
-            self._unconfirmed[self._sent] = copy
-        send_all(sock, b"".join([copy.template.frames(copy.message, channel, frame_max) for copy in copies]), end)
+        send_all(sock, b"".join([self._frames(copy, connection.frame_max) for copy in copies]), end)
+        yield from (copy for copy in copies if not copy.message.confirm)
         while self._unconfirmed:
             connection.on_inbound_frame(_read_frame(sock, end))
             # RabbitMQ returns what it cannot route before it confirms it.
@@ -384,6 +383,15 @@ class RabbitMQSplicer(Splicer):
             self._confirmed.clear()
         sock.settimeout(timeout)
         self._used_at = time.monotonic()
+
+    def _frames(self, copy: Copy, frame_max: int) -> bytes:
+        channel = self._unconfirming
+        if copy.message.confirm:
+            channel = self._own
+            self._sent += 1
+            self._unconfirmed[self._sent] = copy
+        frames: bytes = copy.template.frames(copy.message, channel.channel_id, frame_max)
+        return frames
 
     def _on_confirmed(self, is_stored: bool, tag: int, multiple: bool) -> None:
         for each in list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]:
