@@ -56,7 +56,7 @@ def _measure(chosen: Any, is_quick: bool) -> Bench:
         Valkey(save="", appendonly="no") as valkey,
         tempfile.TemporaryDirectory() as folder,
     ):
-        bench = Bench(valkey.url, _amqp_url(), Path(folder), rounds=3 if is_quick else 7, is_quick=is_quick)
+        bench = Bench(valkey.url, _amqp_url(), Path(folder), rounds=3 if is_quick else 5, is_quick=is_quick)
         for name in chosen:
             say(f"section {name}")
             ALL[name](bench)

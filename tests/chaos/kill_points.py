@@ -78,7 +78,7 @@ class Lane:
         folder: of its files.
         ledger: its kind.
         ledger_url: of a ledger in Redis.
-        pool: of the worker.
+        pool: of the worker; "asyncio" is our own.
         concurrency: of the worker.
         lease: of the ledger, in seconds.
         clock: seconds by which that of the worker is ahead.
@@ -154,7 +154,8 @@ class Lane:
     @contextlib.contextmanager
     def _run(self, module: list[str], *options: str) -> Iterator[Process]:
         command = [
-            sys.executable, "-m", *module, "-P", self.pool, "-c", str(self.concurrency),
+            sys.executable, "-m", *module, "-P", "custom" if self.pool == "asyncio" else self.pool,
+            "-c", str(self.concurrency),
             "-l", "INFO", "-Q", f"{self.name},{self.name}-other", *workers.QUICK_START, *options,
         ]  # fmt: skip
         env = {
@@ -165,6 +166,7 @@ class Lane:
             "TEST_LEASE": str(self.lease),
             "TEST_CLOCK": str(self.clock),
             "TEST_SETTINGS": json.dumps(self.settings),
+            "CELERY_CUSTOM_WORKER_POOL": "pyventus.emitters.celery.pool:AsyncIOPool",
             "C_FORCE_ROOT": "1",
         }
         with workers.run(command, cwd=ROOT, log=self.folder / f"log-{uuid4().hex[:6]}", env=env) as process:

@@ -16,7 +16,7 @@ from tests.chaos.oracle import read
 from tests.functional.apps.support import wait_until
 
 EMISSIONS = times(6, 60)
-CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 4}
+CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 4, "asyncio": 10}
 END_SECONDS = times(30, 60)
 LOAD_SECONDS = times(60, 600)
 
@@ -33,6 +33,7 @@ SHORT = {
     ("redis", "prefork", "soft"),
     ("amqp", "prefork", "cold"),
     ("own", "threads", "cold"),
+    ("own", "asyncio", "warm"),
 }
 LONG = {(broker, pool, way) for broker in ("redis", "own", "amqp") for pool in CONCURRENCY for way in WAYS}
 ENDS = sorted(LONG if IS_LONG else SHORT)

@@ -43,7 +43,7 @@ class Room:
         """Run beside others; not while one runs alone, or waits for it."""
         visit = _Visit()
         try:  # Celery's soft time limit may strike anywhere.
-            if not self._enter_shared(visit, seconds=0):
+            if not self._enter_shared(visit, waits=False):
                 off_loop(partial(self._enter_shared, visit))
             yield
         finally:
@@ -59,10 +59,12 @@ class Room:
         finally:
             self._leave(visit)
 
-    def _enter_shared(self, visit: _Visit, seconds: float | None = None) -> bool:
+    def _enter_shared(self, visit: _Visit, waits: bool = True) -> bool:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._inside >= 0 and not self._waiting_alone, seconds):
-                return False
+            while self._inside < 0 or self._waiting_alone:
+                if not waits:
+                    return False
+                self._changed.wait()
             self._inside, visit.weight = self._inside + 1, 1
             return True
 
