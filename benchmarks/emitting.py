@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import amqp
 import redis
+from kombu.utils.url import url_to_parts
 
 from benchmarks.shop import BROKER, TEXT, app, emitter, queue
 
@@ -59,6 +61,24 @@ def bare() -> Send:
     return send
 
 
+def bare_confirmed() -> Send:
+    """A persistent message of as many bytes by py-amqp alone, which waits for its confirmation."""
+    text, parts = envelope(), url_to_parts(BROKER)
+    connection = amqp.Connection(
+        f"{parts[1]}:{parts[2] or 5672}", parts[3] or "guest", parts[4] or "guest",
+        virtual_host=(parts[5] or "").strip("/") or "/", confirm_publish=True,
+    )  # fmt: skip
+    connection.connect()
+    channel = connection.channel()
+
+    def send() -> int:
+        message = amqp.Message(text, content_type="application/json", delivery_mode=2)
+        channel.basic_publish(message, routing_key=queue.name)
+        return 1
+
+    return send
+
+
 def emit_many(**options: Any) -> Send:
     emissions = [emitter.prepare("order.placed", 0, TEXT) for _ in range(BATCH)]
 
@@ -97,6 +117,7 @@ WAYS: dict[str, Callable[[], Send]] = {
     "emit": lambda: emit,
     "send_task": send_task,
     "bare": bare,
+    "bare, confirmed": bare_confirmed,
     "emit_many": emit_many,
     "batches": lambda: emit_many(batch=100),
     "emit in threads": lambda: in_threads(emit),

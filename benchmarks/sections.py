@@ -63,6 +63,7 @@ def emit_on_amqp(bench: Bench) -> None:
     commands = {
         "emit": (ours("emitting", "emit"), confirmed),
         "send_task, confirmed": (ours("emitting", "send_task"), confirmed),
+        "bare, confirmed": (ours("emitting", "bare, confirmed"), confirmed),
         "send_task": (ours("emitting", "send_task"), plain),
     }
     if features.unconfirmed() is not None:

@@ -32,7 +32,7 @@ PREFIX = "pv1"
 UNSIGNED = "-"
 MAX_ID = 255
 _SERIALIZER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_LENGTH = re.compile(r"[1-9][0-9]{0,9}")
+MAX_DIGITS = 10
 _dump_head = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _parse_head = json.JSONDecoder().raw_decode
 
@@ -212,6 +212,8 @@ def open_envelope(
     parts = _split(_verified(text, keyring, max_size, slack))
     serializer = serializers.get(parts.serializer)
     if serializer is None:
+        if not _SERIALIZER_NAME.fullmatch(parts.serializer):
+            _malformed()
         raise Refused(f"its serializer {parts.serializer!r} is not one of this queue's: {', '.join(serializers)}")
     signed_queue, signed_id, emission = _read_head(parts.head)
     if signed_queue != queue:
@@ -229,12 +231,11 @@ def _verified(text: object, keyring: Keyring, max_size: int, slack: int) -> str:
         raise Refused(f"it is {len(text):,} characters, more than the {max_size:,} of max_size")
     if not text.isascii():
         raise Refused("it is not ASCII")
-    prefix, _, rest = text.partition(".")
-    if prefix != PREFIX:
+    if not text.startswith(f"{PREFIX}."):
         raise Refused(f"it is not an envelope of format {PREFIX}")
-    cut = text.rfind(".") + 1
+    start, cut = len(PREFIX) + 1, text.rfind(".") + 1
     signed, tag = text[:cut], text[cut:]
-    _check_tag(rest.partition(".")[0], signed, tag, keyring)
+    _check_tag(text[start : text.find(".", start)], signed, tag, keyring)
     return signed
 
 
@@ -266,7 +267,7 @@ def _split(signed: str) -> _Parts:
     if len(fields) != 6:
         _malformed()
     _, _, serializer, coding, length, rest = fields
-    if not _SERIALIZER_NAME.fullmatch(serializer) or coding not in ("t", "b") or not _LENGTH.fullmatch(length):
+    if coding not in ("t", "b") or not length.isdigit() or len(length) > MAX_DIGITS or length[0] == "0":
         _malformed()
     end = int(length)
     if end >= len(rest):

@@ -296,6 +296,9 @@ class Delivery:
 
         Should that fail, those that are through with it are not to run again because of it.
         """
+        if self._claims is None and all(result.error is None for result in results):
+            self._left = ()
+            return
         owed = {} if self._claims is None else dict(self._claims.owed)
         elsewhere = [] if self._claims is None else [handler.id for handler in self._claims.elsewhere]
         failed = {each.handler: each for each in results if each.error is not None and not each.is_lost}

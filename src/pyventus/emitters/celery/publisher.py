@@ -20,7 +20,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from amqp.exceptions import MessageNacked
 from celery import Celery
@@ -36,7 +36,8 @@ from pyventus.errors import describe_error
 T = TypeVar("T")
 Action = Callable[[Any, str], T]
 
-MAX_SENDERS = 10
+# Enough that what hangs, or takes long, holds up nobody else; more share fewer round trips.
+MAX_SENDERS = 4
 MAX_LEAVING = 20
 # Messages in one round trip.
 MAX_TOGETHER = 1000
@@ -125,14 +126,56 @@ class Work:
 
     async def wait_async(self, end: float) -> None:
         """As `wait`, without blocking the running loop."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        wakes = _wakes_of(loop)
+        self.future.add_done_callback(lambda _: wakes.wake(waiter))
+        timer = loop.call_later(max(0.0, end - time.monotonic()), _wake, waiter)
         try:
-            async with asyncio.timeout(max(0.0, end - time.monotonic())):
-                self.error = await asyncio.shield(asyncio.wrap_future(self.future))
-        except TimeoutError:
-            self.error = self._senders.give_up(self)
+            await waiter
         except BaseException:
             self._senders.withdraw(self)
             raise
+        finally:
+            timer.cancel()
+        self.error = self._senders.give_up(self)
+
+
+class _Wakes:
+    """Wakes what waits on one loop; what ends at one time wakes it once, which takes a system call."""
+
+    def __init__(self) -> None:
+        self._ended: deque[asyncio.Future[None]] = deque()
+        # Empty while the loop is going to look.
+        self._idle: list[None] = [None]
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        """Called by any thread."""
+        self._ended.append(waiter)
+        if _take(self._idle):
+            with contextlib.suppress(RuntimeError):  # The loop is closed, and nobody waits there.
+                waiter.get_loop().call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._idle.append(None)
+        while self._ended:
+            _wake(self._ended.popleft())
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+_wakes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakes] = WeakKeyDictionary()
+
+
+def _wakes_of(loop: asyncio.AbstractEventLoop) -> _Wakes:
+    # Each loop runs in one thread, so that nobody else makes them meanwhile.
+    wakes = _wakes.get(loop)
+    if wakes is None:
+        wakes = _wakes[loop] = _Wakes()
+    return wakes
 
 
 class Publishing(Work):

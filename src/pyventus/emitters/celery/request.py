@@ -115,7 +115,7 @@ def check_message(message: Any) -> None:
 def _payload(message: Any) -> Any:
     # Kombu looks at each object of JSON for one that stands for another type, which takes longer than to read it.
     if message.content_type == "application/json" and isinstance(message.body, bytes) and TYPED not in message.body:
-        message._decoded_cache = json.loads(message.body)
+        message._decoded_cache = json.loads(message.body.decode())
     return message.payload
 
 

@@ -296,15 +296,13 @@ class _Publish:
         return message.id.encode().join(self.properties)
 
     def frames(self, message: Message, channel: int, frame_max: int) -> bytes:
-        body, properties = self.body.of(message.text), self.properties_of(message)
-        step = frame_max - FRAME_OVERHEAD
-        return b"".join(
-            [
-                _frame(METHOD, channel, PUBLISH + self.arguments),
-                _frame(HEADER, channel, _size(BASIC, 0, len(body)) + properties),
-                *[_frame(BODY_PART, channel, body[at : at + step]) for at in range(0, len(body), step)],
-            ]
-        )
+        body, step = self.body.of(message.text), frame_max - FRAME_OVERHEAD
+        method = _frame(METHOD, channel, PUBLISH + self.arguments)
+        header = _frame(HEADER, channel, _size(BASIC, 0, len(body)) + self.properties_of(message))
+        if len(body) <= step:
+            return method + header + _frame(BODY_PART, channel, body)
+        parts = [_frame(BODY_PART, channel, body[at : at + step]) for at in range(0, len(body), step)]
+        return b"".join([method, header, *parts])
 
 
 METHOD, HEADER, BODY_PART = 1, 2, 3

@@ -52,7 +52,7 @@ _WITHOUT = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """What was fetched and not delivered yet."""
 
