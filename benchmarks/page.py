@@ -100,7 +100,7 @@ def page(results: dict[str, Any]) -> str:
     parts = [
         "# Performance",
         f"Ratios, measured beside one another in one run on one machine with {machine['cpus']} CPUs, on "
-        f"{machine['taken']}. Rates of another machine are others; ratios are much the same. `make bench` measures anew "
+        f"{machine['taken']}. Rates of another machine are others, and ratios of runs one after the other may differ by a fifth. `make bench` measures anew "
         "and writes this page from `docs/performance.json`; nobody edits it.",
         *_floors(reach(samples)),
         *_limits(samples),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import pyventus
+from benchmarks.page import PAGE, PLOTS, RESULTS, page, plots
 from pyventus import EventLinker, errors
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.queue import WeakSecretWarning
@@ -117,6 +119,13 @@ def test_tests_that_are_named_exist() -> None:
     assert len(named) > 50
     for path, test in named:
         assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+def test_the_page_of_performance_is_what_its_results_make() -> None:
+    """Nobody edits it, or its plots."""
+    results = json.loads(RESULTS.read_text())
+    assert PAGE.read_text() == page(results)
+    assert {path.name: path.read_text() for path in PLOTS.iterdir()} == plots(results)
 
 
 def _anchor(heading: str) -> str:
