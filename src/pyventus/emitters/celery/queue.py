@@ -255,8 +255,7 @@ class Queue:
         options: dict[str, Any],
         origin: dict[str, str] | None = None,
     ) -> Message:
-        if origin is None:
-            origin = self.origin()
+        options = {**options, **(self.origin() if origin is None else origin)}
         name, priority = self.name, emission.priority
         if emission.handlers:
             # What is for one handler goes where that one runs.
