@@ -207,6 +207,10 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/task.py", "                failures += error.failures\n", "                raise\n",
         "tests/functional/test_batches.py::test_each_has_its_own_retry_and_dead_letter",
     ),
+    "take two events under one id for one": Mutant(
+        f"{CELERY}/emitter.py", "[id(message)] = message", "[hash(message.id)] = message",
+        "tests/functional/test_emitting_many.py::test_events_under_one_id_are_all_sent",
+    ),
     "splice what would have to be escaped": Mutant(
         f"{CELERY}/splicing.py", "[0-9A-Za-z-]{36}", ".{36}",
         "tests/functional/test_emitting_many.py::test_ids_of_the_users_are_escaped",

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import hypothesis
 import pytest
+import redis
 import sqlalchemy
 
 from tests.brokers import RabbitMQ, Valkey
@@ -81,6 +82,13 @@ def postgres_url() -> str:
 def own_url(redis_url: str) -> str:
     """The same Redis, by way of our own transport."""
     return f"pyventus-{redis_url}"
+
+
+@pytest.fixture
+def client(valkey: Valkey, redis_url: str) -> Iterator[redis.Redis]:
+    """Of the server that `redis_url` leads to."""
+    with valkey.client() as client:
+        yield client
 
 
 @pytest.fixture(params=["redis", "amqp", "own"])

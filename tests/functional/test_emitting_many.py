@@ -194,6 +194,18 @@ def test_ids_of_the_users_are_escaped(broker_url: str, queue: str, valkey: Valke
     assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
 
 
+@pytest.mark.parametrize("batch", [1, 10])
+def test_events_under_one_id_are_all_sent(batch: int, redis_url: str, queue_name: str, valkey: Valkey) -> None:
+    """Who gives two of them one id is asked by the docs not to, and loses neither of them here."""
+    emitter = make_emitter(redis_url, queue_name)
+    one = emitter.with_options(id="of both")
+    for _ in range(2):
+        emitter.emit_many([one.prepare("Event", "first"), one.prepare("Event", "second")], batch=batch)
+    with valkey.client() as client:
+        bodies = [b64decode(json.loads(text)["body"]).decode() for text in client.lrange(queue_name, 0, -1)]
+    assert ["".join(bodies).count(text) for text in ("first", "second")] == [2, 2]
+
+
 # -- Without confirmations ----------------------------------------------------------------------------------------
 
 

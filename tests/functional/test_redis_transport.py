@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from kombu import Connection, Exchange, Queue
 
+from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
 from tests.brokers import FreezableProxy, Valkey, refused_port
@@ -28,31 +31,20 @@ OPTIONS = {"dead_after": 1.5}
 KEYS = places.Keys("")
 
 
-@pytest.fixture
-def url(redis_url: str) -> str:
-    return f"pyventus-{redis_url}"
-
-
-@pytest.fixture
-def client(valkey: Valkey, redis_url: str) -> Iterator[redis.Redis]:
-    with valkey.client() as client:
-        yield client
-
-
 def connect(url: str, **options: Any) -> Connection:
     return Connection(url, transport_options={**OPTIONS, **options})
 
 
 @pytest.fixture
-def connection(url: str) -> Iterator[Connection]:
-    with connect(url) as connection:
+def connection(own_url: str) -> Iterator[Connection]:
+    with connect(own_url) as connection:
         yield connection
 
 
 @pytest.fixture
-def patient(url: str) -> Iterator[Connection]:
+def patient(own_url: str) -> Iterator[Connection]:
     """With heartbeats so far apart that nothing can be the doing of one."""
-    with connect(url, dead_after=180) as connection:
+    with connect(own_url, dead_after=180) as connection:
         yield connection
 
 
@@ -123,12 +115,12 @@ def test_prefetch_bounds_what_is_fetched(
     assert texts(got) == list("abcde")[: prefetch + 1]
 
 
-def test_a_full_channel_lets_others_take_what_comes(url: str, patient: Connection, queue_name: str) -> None:
+def test_a_full_channel_lets_others_take_what_comes(own_url: str, patient: Connection, queue_name: str) -> None:
     """Also on the lists of other priorities, for which it has waited longer than those."""
     got = consume(patient.channel(), queue_name, 1)
     with pytest.raises(TimeoutError):
         patient.drain_events(timeout=0.1)
-    with connect(url, dead_after=180) as other:
+    with connect(own_url, dead_after=180) as other:
         others = consume(other.channel(), queue_name, 1)
         with pytest.raises(TimeoutError):
             other.drain_events(timeout=0.1)
@@ -139,12 +131,12 @@ def test_a_full_channel_lets_others_take_what_comes(url: str, patient: Connectio
         assert texts(got + others) == ["a", "b"]
 
 
-def test_what_comes_for_a_busy_worker_goes_to_another(url: str, connection: Connection, queue_name: str) -> None:
+def test_what_comes_for_a_busy_worker_goes_to_another(own_url: str, connection: Connection, queue_name: str) -> None:
     """It waits for longer than the other one, and is at something else when Redis moves the message for it."""
     got = consume(connection.channel(), queue_name)
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.1)
-    with connect(url) as other:
+    with connect(own_url) as other:
         others = consume(other.channel(), queue_name)
         with pytest.raises(TimeoutError):
             other.drain_events(timeout=0.1)
@@ -178,7 +170,9 @@ def test_queues_take_turns(connection: Connection, queue_name: str) -> None:
     assert sorted(set(texts(got)[:4])) == queues
 
 
-def test_cancelled_consumer_gives_back(url: str, connection: Connection, client: redis.Redis, queue_name: str) -> None:
+def test_cancelled_consumer_gives_back(
+    own_url: str, connection: Connection, client: redis.Redis, queue_name: str
+) -> None:
     channel = connection.channel()
     got = consume(channel, queue_name, 2)
     channel.basic_cancel(f"tag of {queue_name}")
@@ -186,7 +180,7 @@ def test_cancelled_consumer_gives_back(url: str, connection: Connection, client:
     with pytest.raises(TimeoutError):
         connection.drain_events(timeout=0.2)
     assert got == []
-    with connect(url) as other:
+    with connect(own_url) as other:
         others = consume(other.channel(), queue_name)
         drain(other, lambda: others)
         assert not others[0].delivery_info.get("redelivered")
@@ -279,7 +273,7 @@ def test_what_is_no_message_is_dropped(
 
 
 def test_stock_producers_and_consumers(
-    url: str, redis_url: str, connection: Connection, client: redis.Redis, queue_name: str
+    own_url: str, redis_url: str, connection: Connection, client: redis.Redis, queue_name: str
 ) -> None:
     with Connection(redis_url) as stock:
         publish(stock, queue_name, "to ours", priority=6)
@@ -292,8 +286,8 @@ def test_stock_producers_and_consumers(
         assert texts(theirs) == ["to theirs"]
 
 
-def test_prefix(url: str, client: redis.Redis, queue_name: str) -> None:
-    with connect(url, global_keyprefix="mine:") as connection:
+def test_prefix(own_url: str, client: redis.Redis, queue_name: str) -> None:
+    with connect(own_url, global_keyprefix="mine:") as connection:
         channel = connection.channel()
         got = consume(channel, queue_name)
         publish(connection, queue_name, "a")
@@ -311,10 +305,10 @@ def test_prefix(url: str, client: redis.Redis, queue_name: str) -> None:
 # -- Where it is --------------------------------------------------------------------------------------------------
 
 
-def test_scheme_is_known_after_an_import_and_not_before(url: str) -> None:
+def test_scheme_is_known_after_an_import_and_not_before(own_url: str) -> None:
     code = f"""
 from celery import Celery
-app = Celery(broker={url!r})
+app = Celery(broker={own_url!r})
 try:
     app.connection_for_write().connect()
 except KeyError as error:
@@ -382,8 +376,8 @@ class TLSProxy(FreezableProxy):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
-def test_tls(url: str, client: redis.Redis, queue_name: str, tmp_path: Path) -> None:
-    with TLSProxy(url, tmp_path) as proxy:
+def test_tls(own_url: str, client: redis.Redis, queue_name: str, tmp_path: Path) -> None:
+    with TLSProxy(own_url, tmp_path) as proxy:
         encrypted = proxy.proxied_url.replace("pyventus-redis:", "pyventus-rediss:")
         with connect(f"{encrypted}?ssl_ca_certs={proxy.certificate}") as connection:
             got = consume(connection.channel(), queue_name)
@@ -393,6 +387,23 @@ def test_tls(url: str, client: redis.Redis, queue_name: str, tmp_path: Path) -> 
             wait_until(lambda: is_quiet(client, queue_name), "it is forgotten")
         with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
             connect(encrypted).connect()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
+@pytest.mark.parametrize("scheme", ["rediss", "pyventus-rediss"])
+def test_emitting_through_tls(scheme: str, own_url: str, client: redis.Redis, queue_name: str, tmp_path: Path) -> None:
+    """Whose sockets are written and read by us: alone, much at once, and again after a cut."""
+    with TLSProxy(own_url, tmp_path) as proxy:
+        encrypted = proxy.proxied_url.replace("pyventus-redis:", f"{scheme}:")
+        app = Celery("tls", broker=f"{encrypted}?ssl_ca_certs={proxy.certificate}&ssl_cert_reqs=required")
+        emitter = CeleryEventEmitter(CeleryEventEmitter.Queue(app, queue_name))
+        for _ in range(4):
+            emitter.emit("Event", "x" * 1000)
+        emitter.emit_many([emitter.prepare("Event", "x" * 100_000) for _ in range(40)])
+        proxy.cut()
+        time.sleep(0.1)
+        emitter.emit("Event")
+        assert client.llen(queue_name) == 45
 
 
 # -- Delays -------------------------------------------------------------------------------------------------------

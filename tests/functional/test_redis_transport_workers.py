@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,13 @@ POOLS = [("solo", None), ("prefork", 2), ("threads", 3), ("gevent", 3)]
 
 
 @pytest.fixture
-def url(redis_url: str) -> str:
-    return f"pyventus-{redis_url}"
+def app(own_url: str, queue_name: str) -> Celery:
+    return new_app(own_url, queue_name)
 
 
 @pytest.fixture
-def client(valkey: Valkey, redis_url: str) -> Iterator[redis.Redis]:
-    with valkey.client() as client:
-        yield client
-
-
-@pytest.fixture
-def app(url: str, queue_name: str) -> Celery:
-    return new_app(url, queue_name)
-
-
-@pytest.fixture
-def start(url: str, queue_name: str, tmp_path: Path) -> Start:
-    def start(*args: str, broker: str = url, **options: Any) -> contextlib.AbstractContextManager[Process]:
+def start(own_url: str, queue_name: str, tmp_path: Path) -> Start:
+    def start(*args: str, broker: str = own_url, **options: Any) -> contextlib.AbstractContextManager[Process]:
         return service(broker, queue_name, tmp_path, *args, app="plain", **options)
 
     return start
@@ -158,13 +147,13 @@ def test_a_message_moved_for_a_frozen_worker_goes_to_another(
 
 @pytest.mark.parametrize(("pool", "concurrency"), [("threads", 1), ("prefork", 1), ("gevent", 2)])
 def test_cut_off_at_work(
-    app: Celery, start: Start, url: str, client: redis.Redis, queue_name: str, tmp_path: Path, pool: str,
+    app: Celery, start: Start, own_url: str, client: redis.Redis, queue_name: str, tmp_path: Path, pool: str,
     concurrency: int,
 ) -> None:  # fmt: skip
     """What runs is acknowledged over the next connection, and nobody else gets it; what waited is run."""
     file = tmp_path / "go"
     with (
-        FreezableProxy(url) as proxy,
+        FreezableProxy(own_url) as proxy,
         start(pool=pool, concurrency=concurrency, broker=proxy.proxied_url) as worker,
         start() as other,
     ):

@@ -175,12 +175,12 @@ Batch = tuple[Publisher, list[Message]]
 
 def _batches(sealed: Sealed, eager: list[queues.Queue]) -> list[Batch]:
     """All that goes to one queue together, as much as goes into a round trip."""
-    by_queue: dict[tuple[queues.Queue, str], dict[str, Message]] = {}
+    by_queue: dict[tuple[queues.Queue, str], dict[int, Message]] = {}
     for _, addressed in sealed:
         for queue, message in addressed:
             if queue not in eager:
-                # One that carries several emissions is there for each of them.
-                by_queue.setdefault((queue, message.queue), {})[message.id] = message
+                # One that carries several emissions is there for each of them; its id may be that of another one.
+                by_queue.setdefault((queue, message.queue), {})[id(message)] = message
     return [
         (queue.publisher, list(chunk))
         for (queue, _), messages in by_queue.items()
