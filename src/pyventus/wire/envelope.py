@@ -361,18 +361,14 @@ _SPECS = {spec[0]: spec for spec in _HEAD}
 
 def _write_head(emission: Emission, queue: str, message_id: str) -> str:
     event, id = emission.event, emission.id
+    kind = (
+        event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
+        emission.replay, emission.suspect,
+    )  # fmt: skip
     try:
-        start = _write_queue(queue, event)
-        middle = _write_kind(
-            event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
-            emission.replay, emission.suspect,
-        )  # fmt: skip
+        start, middle = _write_queue(queue, event), _write_kind(*kind)
     except TypeError:  # A list, or what cannot travel either.
-        start = _write_queue.__wrapped__(queue, event)
-        middle = _write_kind.__wrapped__(
-            event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
-            emission.replay, emission.suspect,
-        )  # fmt: skip
+        start, middle = _write_queue.__wrapped__(queue, event), _write_kind.__wrapped__(*kind)
     own = _write_field("id", id, event)
     message = own if message_id == id else _write_field("message id", message_id, event)
     timestamp = _write_instant("timestamp", emission.timestamp)
