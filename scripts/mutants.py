@@ -188,7 +188,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",
     ),
     "take what was refused for stored": Mutant(
-        f"{CELERY}/splicing.py", "if is_stored and copy is not None:", "if copy is not None:",
+        f"{CELERY}/splicing.py", "if is_stored and copy is not None", "if copy is not None",
         "tests/functional/test_emitting_many.py::test_the_error_has_those_that_are_not_stored",
     ),
     "splice what somebody listens to": Mutant(
@@ -196,7 +196,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
     ),
     "splice the text of the first": Mutant(
-        f"{CELERY}/splicing.py", "splice(copy.message, new_id())", "splice(copies[0].message, new_id())",
+        f"{CELERY}/splicing.py", "template.splice(copy.message,", "template.splice(copies[0].message,",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
     "run again together what a process may have died of": Mutant(
@@ -224,7 +224,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_failures.py::test_a_closed_idle_connection_is_replaced",
     ),
     "lend once more what was interrupted": Mutant(
-        f"{CELERY}/publisher.py", "_senders.give_back(self, error)", "_senders.give_back(self, None)",
+        f"{CELERY}/publisher.py", "give_back(self, PublishError(f\"it was interrupted; {UNKNOWN}\"))", "give_back(self, None)",
         "tests/functional/test_emitting_failures.py::test_what_interrupts_an_emit_leaves_nothing_half_done",
     ),
 }  # fmt: skip

@@ -144,8 +144,9 @@ def seal(
 def _signed(
     serializer: str, coding: str, head: str, body: str, event: str, keyring: Keyring, max_size: int | None
 ) -> str:
-    text = f"{PREFIX}.{keyring.key_id or UNSIGNED}.{serializer}.{coding}.{len(head)}.{head}{body}."
-    if keyring.signs:
+    key_id = keyring.key_id
+    text = f"{PREFIX}.{key_id or UNSIGNED}.{serializer}.{coding}.{len(head)}.{head}{body}."
+    if key_id is not None:
         text += keyring.sign(text.encode("ascii"))
     if max_size is not None and len(text) > max_size:
         raise NotSerializable(
@@ -441,10 +442,12 @@ def _headed(
 
 
 def _write_instant(name: str, value: Any) -> str:
+    if type(value) is datetime and value.tzinfo is UTC:
+        return f'"{value.isoformat()}"'
     if not isinstance(value, datetime) or value.utcoffset() is None:
         raise NotSerializable(f"{name} of an emission must be an aware datetime, such as datetime.now(UTC)")
     try:
-        return f'"{value.isoformat() if value.tzinfo is UTC else value.astimezone(UTC).isoformat()}"'
+        return f'"{value.astimezone(UTC).isoformat()}"'
     except OverflowError:
         raise NotSerializable(f"{name} of an emission is too near the end of the calendar: {value}") from None
 

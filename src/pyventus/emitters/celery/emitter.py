@@ -237,8 +237,8 @@ def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
     failed = [publishing for publishing in publishings if publishing.error is not None]
     if not failed:
         return
-    lost = {each.id for publishing in failed for each in publishing.messages if each.id not in publishing.stored}
-    emissions = [emission for emission, addressed in sealed if any(message.id in lost for _, message in addressed)]
+    lost = {id(message) for publishing in failed for message in publishing.rest()}
+    emissions = [emission for emission, addressed in sealed if any(id(message) in lost for _, message in addressed)]
     if not emissions:
         return  # The answer came after the deadline, and just before this look.
     names = {publishing.queue: str(publishing.error) for publishing in failed}

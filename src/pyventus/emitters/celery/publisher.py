@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import math
 import os
 import time
 from collections import deque
@@ -47,6 +48,9 @@ FAIL_FAST_SECONDS = 1.0
 SOCKET_SECONDS = 30.0
 # Then a thread that has not ended is one that bytes trickle to.
 TRICKLE_SECONDS = 45.0
+# Then what was lent, and should have come back, never does.
+LOST_SECONDS = 1.0
+NEVER = math.inf
 
 NOT_SENT = "it was not sent"
 UNKNOWN = "whether it was stored is unknown"
@@ -82,6 +86,7 @@ class Message:
         priority: 0 to 9, 9 first on every broker; None: the broker's own default.
         options: further ones of Celery's ``send_task``, such as eta and parent_id.
         confirm: whether RabbitMQ is to confirm it; if not, it passes for stored once it is written to the connection.
+        is_stored: whether it is known to be stored.
     """
 
     task: str
@@ -92,6 +97,7 @@ class Message:
     priority: int | None = None
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     confirm: bool = True
+    is_stored: bool = field(default=False, repr=False)
 
 
 class Work:
@@ -99,13 +105,16 @@ class Work:
 
     #: Whether what is raised that is not the broker's own failure becomes ``error`` as it is.
     keeps_errors: ClassVar[bool] = False
-    #: Whether it is known to be done.
-    is_through: bool = False
+    error: BaseException | None = None
+    sender: Sender | None = None
 
     def __init__(self, senders: _Senders) -> None:
-        self.error: BaseException | None = None
-        self.sender: Sender | None = None
         self._senders = senders
+
+    @property
+    def is_through(self) -> bool:
+        """Whether it is known to be done."""
+        raise NotImplementedError
 
     def begin(self) -> None:
         """Another thread is going to do it."""
@@ -183,30 +192,31 @@ class Publishing(Work):
 
     Attributes:
         messages: which ones, all for one queue.
-        queue: its name.
-        stored: ids of those that are known to be stored.
     """
 
     def __init__(self, messages: Sequence[Message], senders: _Senders) -> None:
         super().__init__(senders)
         self.messages = messages
-        self.queue = messages[0].queue
-        self.stored: set[str] = set()
 
-    def say_stored(self, message: Message) -> None:
-        """A message is known to be stored."""
-        self.stored.add(message.id)
-        self.is_through = len(self.stored) == len(self.messages)
+    @property
+    def queue(self) -> str:
+        """The name of their queue."""
+        return self.messages[0].queue
+
+    @property
+    def is_through(self) -> bool:
+        return not self.rest()
 
     def rest(self) -> list[Message]:
         """What is not known to be stored."""
-        return [message for message in self.messages if message.id not in self.stored]
+        return [message for message in self.messages if not message.is_stored]
 
 
 class Calling(Work, Generic[T]):
     """An action that a sender calls with its channel and the name of its driver."""
 
     keeps_errors = True
+    is_through = False
     value: T
 
     def __init__(self, action: Action[T], senders: _Senders) -> None:
@@ -239,12 +249,12 @@ class Publisher:
         """
         self._renew_after_fork()
         publishing = Publishing(messages, self._senders)
-        sender = self._senders.borrow()
-        rest = messages if sender is None else sender.store_for(publishing, end)
-        if rest:
+        sender = self._senders.borrow(end)
+        if sender is not None:
+            sender.store_for(publishing, end)
+        if publishing.error is None and (rest := publishing.rest()):
             others = self.start(*rest)
             others.wait(end)
-            publishing.stored |= others.stored
             publishing.error = others.error
         return publishing
 
@@ -326,7 +336,7 @@ class _Senders:
         """Queue work for the next free sender, or refuse it at once."""
         work.begin()
         with self.lock:
-            self._interrupt_old()
+            self._end_old()
             refusal = self._refusal()
             if refusal is None:
                 self._waiting.append(work)
@@ -346,10 +356,15 @@ class _Senders:
             f"{NOT_SENT}, because the broker failed less than {FAIL_FAST_SECONDS:g} s ago: {self._failure}"
         )
 
-    def _interrupt_old(self) -> None:
+    def _end_old(self) -> None:
+        now = time.monotonic()
         for sender, since in self._leaving.items():
-            if time.monotonic() - since > TRICKLE_SECONDS:
+            if now - since > TRICKLE_SECONDS:
                 sender.interrupt()
+        for sender in [each for each in self._senders if now > each.lent_until + LOST_SECONDS]:
+            # Who borrowed it was interrupted before it could give it back.
+            self._drop(sender)
+            sender.changed.notify()
 
     def _find_sender(self) -> PublishError | None:
         try:
@@ -388,28 +403,34 @@ class _Senders:
 
     def _is_woken(self, sender: Sender) -> bool:
         """Wait until an idle sender is no longer idle, nor lent; whether it goes on then."""
-        while sender in self._idle or sender.is_lent:
+        while sender in self._senders and (sender in self._idle or sender.lent_until != NEVER):
             is_told = sender.changed.wait(IDLE_SECONDS)
-            if not is_told and sender in self._idle and time.monotonic() - sender.lent_at >= IDLE_SECONDS:
+            if not is_told and sender in self._idle and time.monotonic() - sender.back_at >= IDLE_SECONDS:
                 self._idle.remove(sender)
                 self._drop(sender)
         return sender in self._senders
 
-    def borrow(self) -> Sender | None:
-        """A sender whose connection the calling thread may use until it gives it back; None: there is none to lend."""
+    def borrow(self, end: float) -> Sender | None:
+        """A sender whose connection the calling thread may use until it gives it back; None: there is none to lend.
+
+        Args:
+            end: when it will have given it back, by ``time.monotonic()``.
+        """
         if self._is_patched:
             return None  # A socket belongs to the hub of the thread that made it.
         with self.lock:
             if not self._idle or self._waiting or self._leaving or self._failed_at is not None:
                 return None
             sender = self._idle.pop()
-            sender.is_lent = True
+            sender.lent_until = end
             return sender
 
     def give_back(self, sender: Sender, error: BaseException | None) -> None:
         """Who borrowed a sender has done with it; after an error its connection is of no use any more."""
         with self.lock:
-            sender.is_lent, sender.lent_at = False, time.monotonic()
+            if sender not in self._senders:
+                return  # It took so long that nobody expected it any more.
+            sender.lent_until, sender.back_at = NEVER, time.monotonic()
             if error is not None:
                 self._drop(sender)
             elif not self._waiting:
@@ -525,8 +546,8 @@ class Sender:
         self._splicer: Splicer | None = None
         self._returned: BaseException | None = None
         self.changed = native.new_condition(senders.lock)
-        self.is_lent = False
-        self.lent_at = 0.0
+        self.lent_until = NEVER
+        self.back_at = 0.0
         self.is_over = False
         self._is_abandoned = False
         self._ident = 0
@@ -605,23 +626,18 @@ class Sender:
         except Exception as error:
             raise self._explain(BrokerDown, error, NOT_SENT) from None
         self._check_abandoned()
-        self._store_copies(copies, time.monotonic() + SOCKET_SECONDS)
+        self._splicer.send(copies, time.monotonic() + SOCKET_SECONDS)
         for copy in copies:
-            if copy.message.id not in copy.publishing.stored:
+            if not copy.message.is_stored:
                 self._store_of(copy.publishing, copy.message)
 
     def _copy(self, message: Message, publishing: Publishing) -> Copy | None:
         return None if self._splicer is None else self._splicer.copy(message, publishing)
 
-    def _store_copies(self, copies: list[Copy], end: float) -> None:
-        assert self._splicer is not None
-        for copy in self._splicer.send(copies, end):
-            copy.publishing.say_stored(copy.message)
-
     def _store_of(self, publishing: Publishing, message: Message) -> None:
         self._at = {publishing}
         publishing.context.run(self._store, message)
-        publishing.say_stored(message)
+        message.is_stored = True
 
     def _store(self, message: Message) -> None:
         """Publish a message; on RabbitMQ it is confirmed then, and in a queue."""
@@ -656,28 +672,32 @@ class Sender:
 
     # -- Being lent -------------------------------------------------------------------------------------------
 
-    def store_for(self, publishing: Publishing, end: float) -> list[Message]:
+    def store_for(self, publishing: Publishing, end: float) -> None:
         """Send, in the thread that has borrowed this sender, what is like earlier messages, and then give it back.
 
-        Returns:
-            What has to be sent in another way.
+        What has to be sent in another way is left.
         """
-        error: BaseException | None = PublishError(f"it was interrupted; {UNKNOWN}")
         try:
             error = self._store_now(publishing, end)
-        finally:
-            self._senders.give_back(self, error)
-        publishing.error = None if publishing.is_through else error
-        return [] if error is not None else publishing.rest()
+        except BaseException:
+            self._senders.give_back(self, PublishError(f"it was interrupted; {UNKNOWN}"))
+            raise
+        self._senders.give_back(self, error)
+        if error is not None and not publishing.is_through:
+            publishing.error = error
 
     def _store_now(self, publishing: Publishing, end: float) -> BaseException | None:
-        if self._splicer is None or not self._splicer.is_ready():
+        splicer = self._splicer
+        if splicer is None or not splicer.is_ready():
             return None
-        copies = [copy for message in publishing.messages if (copy := self._copy(message, publishing)) is not None]
-        if len(copies) < len(publishing.messages):
-            return None
+        copies = []
+        for message in publishing.messages:
+            copy = splicer.copy(message, publishing)
+            if copy is None:
+                return None
+            copies.append(copy)
         try:
-            self._store_copies(copies, end)
+            splicer.send(copies, end)
         except TimeoutError:
             return BrokerDown(TOO_LATE)
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from uuid import UUID, uuid5
 
 from celery import Celery
+from celery._state import get_current_task
 from kombu.serialization import prepare_accept_content
 
 from pyventus import native, wire
@@ -22,6 +23,7 @@ from pyventus.emitters.celery.delivery import current_ids
 from pyventus.emitters.celery.lifespan import Lifespan
 from pyventus.emitters.celery.publisher import Message, Publisher, publisher_of
 from pyventus.emitters.celery.replay import LETTERS_OF, DeadLetters
+from pyventus.emitters.celery.settings import Setting
 from pyventus.emitters.celery.task import EmissionTask
 from pyventus.emitters.celery.worker import PICKLE_CONTENT
 from pyventus.errors import ConfigurationError, InvalidOption
@@ -110,6 +112,8 @@ class Queue:
     ) -> None:
         self.app: Any = _check_celery(celery)
         self._name = _check_name(name)
+        self._default_name = Setting(celery, "task_default_queue")
+        self._always_eager = Setting(celery, "task_always_eager")
         self.keyring: Keyring = Keyring(secret)
         self.serializer: wire.Serializer = _make_serializer(serializer)
         self.serializers: dict[str, wire.Serializer] = {each.name: each for each in (JSONSerializer(), self.serializer)}
@@ -134,13 +138,13 @@ class Queue:
     @property
     def name(self) -> str:
         """Its name in the broker, which is what its envelopes are signed for."""
-        name: str = self._name or self.app.conf.task_default_queue
+        name: str = self._name or self._default_name.read()
         return name
 
     @property
     def task_name(self) -> str:
         """Name of the Celery task that its workers run."""
-        return f"pyventus.{self.name}"
+        return _task_name(self.name)
 
     @property
     def max_text(self) -> int:
@@ -256,18 +260,21 @@ class Queue:
         origin: dict[str, str] | None = None,
     ) -> Message:
         options = {**options, **(self.origin() if origin is None else origin)}
-        name, priority = self.name, emission.priority
+        queue = name = self.name
+        priority = emission.priority
         if emission.handlers:
             # What is for one handler goes where that one runs.
             handler = find_handler(emission)
             if handler is not None:
                 name = handler.queue or name
                 priority = priority if handler.priority is None else handler.priority
-        return Message(self.task_name, name, message_id, emission.event, text, priority, options)
+        return Message(_task_name(queue), name, message_id, emission.event, text, priority, options)
 
     def origin(self) -> dict[str, str]:
         """Which task the message comes from: one that runs handlers, or another of the user's."""
         ids = current_ids.get()
+        if ids is None and get_current_task() is None:
+            return {}  # Outside of tasks, which Celery's own search takes longer to find out.
         task = self.app.current_worker_task if ids is None else None
         if task is not None and task.request.id:
             ids = task.request.id, task.request.root_id or task.request.id
@@ -280,7 +287,7 @@ class Queue:
     @property
     def is_eager(self) -> bool:
         """Whether the app runs its tasks in the process that sends them, as in its users' tests."""
-        return bool(self.app.conf.task_always_eager)
+        return bool(self._always_eager.read())
 
     def run(self, message: Message) -> None:
         """Run a message's handlers here, as ``task_always_eager`` asks for.
@@ -321,6 +328,10 @@ class Queue:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Queue holds secrets and connections and cannot be pickled: import it where it is needed")
+
+
+def _task_name(queue: str) -> str:
+    return f"pyventus.{queue}"
 
 
 def _due(emission: Emission) -> dict[str, Any]:

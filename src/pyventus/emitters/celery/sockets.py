@@ -6,6 +6,8 @@ import ssl
 import time
 from typing import Any
 
+# Seconds by which a wait may end too early or too late.
+TOLERANCE = 0.01
 
 def send_all(sock: Any, data: bytes, end: float) -> None:
     """Send all of ``data``, at the latest by ``end``, a moment of ``time.monotonic()``.
@@ -13,10 +15,11 @@ def send_all(sock: Any, data: bytes, end: float) -> None:
     Raises:
         OSError: the connection failed; TimeoutError: it took too long.
     """
-    rest = memoryview(data)
-    while rest:
-        sock.settimeout(_left(end))
-        rest = rest[sock.send(rest) :]
+    _set_timeout(sock, end)
+    sent = sock.send(data)
+    while sent < len(data):
+        _set_timeout(sock, end)
+        sent += sock.send(memoryview(data)[sent:])
 
 
 def receive(sock: Any, most: int, end: float) -> bytes:
@@ -25,7 +28,7 @@ def receive(sock: Any, most: int, end: float) -> bytes:
     Raises:
         OSError: as `send_all`, or the peer has closed the connection.
     """
-    sock.settimeout(_left(end))
+    _set_timeout(sock, end)
     data: bytes = sock.recv(most)
     if not data:
         raise ConnectionError("the broker closed the connection")
@@ -58,8 +61,11 @@ def is_quiet(sock: Any) -> bool:
     return False
 
 
-def _left(end: float) -> float:
+def _set_timeout(sock: Any, end: float) -> None:
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
-    return left
+    timeout = sock.gettimeout()
+    # To set it takes a system call.
+    if timeout is None or not left - TOLERANCE < timeout < left + TOLERANCE:
+        sock.settimeout(left)

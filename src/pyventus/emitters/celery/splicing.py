@@ -10,12 +10,13 @@ import math
 import re
 import struct
 import time
-from base64 import b64decode, b64encode
-from collections.abc import Generator, Iterator, Sequence
+from base64 import b64decode
+from binascii import b2a_base64
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import count, takewhile
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,8 +44,7 @@ Kind = tuple[str, str, int | None, str]
 _is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
 
 
-@dataclass(slots=True)
-class Copy:
+class Copy(NamedTuple):
     """A message that is made from an earlier one.
 
     Attributes:
@@ -130,8 +130,8 @@ class Splicer:
     def make_ready(self) -> None:
         """Connect if that has to be, which may take as long as the broker likes."""
 
-    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
-        """Send copies in one go; yields each as soon as it is known to be stored, and never those that are refused.
+    def send(self, copies: Sequence[Copy], end: float) -> None:
+        """Send copies in one go, and say of each that it is stored as soon as that is known; never of what is refused.
 
         Args:
             copies: what to send.
@@ -156,16 +156,16 @@ def _kind(message: Message) -> Kind:
 class _Body(NamedTuple):
     """The body of a message around its one argument."""
 
-    before: str
-    after: str
+    before: bytes
+    after: bytes
 
     @classmethod
-    def around(cls, text: str, body: str) -> _Body:
-        before, _, after = body.partition(encode_basestring_ascii(text))
+    def around(cls, text: str, body: bytes) -> _Body:
+        before, _, after = body.partition(encode_basestring_ascii(text).encode())
         return cls(before, after)
 
     def of(self, text: str) -> bytes:
-        return f"{self.before}{encode_basestring_ascii(text)}{self.after}".encode()
+        return b"%b%b%b" % (self.before, encode_basestring_ascii(text).encode(), self.after)
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -175,15 +175,15 @@ class _Body(NamedTuple):
 class _Entry:
     """An entry of a Redis list: what stands before its body, its delivery tag and its end, without the id."""
 
-    key: str
+    key: bytes
     body: _Body
-    head: str
-    middle: tuple[str, ...]
-    tail: tuple[str, ...]
+    head: bytes
+    middle: tuple[bytes, ...]
+    tail: tuple[bytes, ...]
 
-    def splice(self, message: Message, tag: str) -> str:
-        body = b64encode(self.body.of(message.text)).decode()
-        return f"{self.head}{body}{message.id.join(self.middle)}{tag}{message.id.join(self.tail)}"
+    def splice(self, message: Message, tag: bytes) -> bytes:
+        id, body = message.id.encode(), b2a_base64(self.body.of(message.text), newline=False)
+        return b"%b%b%b%b%b" % (self.head, body, id.join(self.middle), tag, id.join(self.tail))
 
 
 class RedisSplicer(Splicer):
@@ -198,43 +198,47 @@ class RedisSplicer(Splicer):
     def __init__(self, app: Celery, channel: Any) -> None:
         super().__init__(app, channel)
         self._connection: Any = None
+        # A delivery tag is a random UUID, of which one is enough for a connection; then what is sent is counted.
+        self._tag = new_id()[:24].encode()
+        self._count = count()
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Entry | None:
         queue, payload = args
         if queue in (getattr(self._channel, "_expires", None) or ()):
             return None
+        if payload["properties"].get("body_encoding") != "base64":
+            return None
         priority = self._channel._get_message_priority(payload, reverse=False)
         tag = payload["properties"]["delivery_tag"]
-        text = dumps({**payload, "body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}})
-        head, _, rest = text.partition(BODY)
-        middle, _, tail = rest.partition(TAG)
+        text = dumps({**payload, "body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}).encode()
+        head, _, rest = text.partition(BODY.encode())
+        middle, _, tail = rest.partition(TAG.encode())
+        id = message.id.encode()
         entry = _Entry(
-            f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}",
-            _Body.around(message.text, _decoded(payload["body"])),
-            head, tuple(middle.split(message.id)), tuple(tail.split(message.id)),
+            f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode(),
+            _Body.around(message.text, b64decode(payload["body"])),
+            head, tuple(middle.split(id)), tuple(tail.split(id)),
         )  # fmt: skip
-        return entry if entry.splice(message, tag) == dumps(payload) else None
+        return entry if entry.splice(message, tag.encode()) == dumps(payload).encode() else None
 
     def is_ready(self) -> bool:
-        return self._is_open() and time.monotonic() - self._used_at < IDLE_SECONDS
-
-    def _is_open(self) -> bool:
         if self._connection is None or self._connection._sock is None:
             return False
-        return time.monotonic() - self._used_at < MOMENT_SECONDS or is_quiet(self._connection._sock)
+        rested = time.monotonic() - self._used_at
+        return rested < MOMENT_SECONDS or (rested < IDLE_SECONDS and is_quiet(self._connection._sock))
 
     def make_ready(self) -> None:
         if self._connection is None:
             self._connection = self._channel._create_client().connection_pool.get_connection()
-        if not (self._is_open() and self._answers()):
+        if not (self.is_ready() or self._answers()):
             self._connection.disconnect()
             self._connection.connect()
         self._used_at = time.monotonic()
 
     def _answers(self) -> bool:
-        """Whether the connection is in use; one that was idle for long is asked."""
-        if self.is_ready():
-            return True
+        """Whether the connection is in use, although it was idle for long."""
+        if self._connection._sock is None or not is_quiet(self._connection._sock):
+            return False
         self._connection._sock.settimeout(self._connection.socket_timeout)
         try:
             self._connection.send_command("PING", check_health=False)
@@ -243,28 +247,27 @@ class RedisSplicer(Splicer):
             return False
         return True
 
-    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
-        lists: dict[str, list[Copy]] = {}
+    def send(self, copies: Sequence[Copy], end: float) -> None:
+        lists: dict[bytes, list[Copy]] = {}
         for copy in copies:
             lists.setdefault(copy.template.key, []).append(copy)
         sock = self._connection._sock
-        send_all(sock, b"".join([_push(key, pushed) for key, pushed in lists.items()]), end)
+        send_all(sock, b"".join([self._push(key, pushed) for key, pushed in lists.items()]), end)
         replies = b""
         while replies.count(b"\r\n") < len(lists):
             replies += receive(sock, REPLIES_BYTES, end)
         for pushed, reply in zip(lists.values(), replies.split(b"\r\n"), strict=False):
             _check(reply)
-            yield from pushed
+            for copy in pushed:
+                copy.message.is_stored = True
         self._used_at = time.monotonic()
 
-
-def _push(key: str, copies: list[Copy]) -> bytes:
-    name = key.encode()
-    parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(name), name)]
-    for copy in copies:
-        entry = copy.template.splice(copy.message, new_id()).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(entry), entry))
-    return b"".join(parts)
+    def _push(self, key: bytes, copies: list[Copy]) -> bytes:
+        parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(key), key)]
+        for copy in copies:
+            entry = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
+            parts.append(b"$%d\r\n%b\r\n" % (len(entry), entry))
+        return b"".join(parts)
 
 
 def _check(reply: bytes) -> None:
@@ -275,10 +278,6 @@ def _check(reply: bytes) -> None:
     text = reply[1:].decode("utf-8", "replace")
     # So redis-py has it: what cannot be done is an error of the command, and what is being loaded is none yet.
     raise BusyLoadingError(text) if text.startswith("LOADING ") else ResponseError(text)
-
-
-def _decoded(body: Any) -> str:
-    return b64decode(body).decode("utf-8", "replace")
 
 
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------
@@ -332,7 +331,6 @@ class RabbitMQSplicer(Splicer):
         self._unconfirming: Any = None
         self._sent = 0
         self._unconfirmed: dict[int, Copy] = {}
-        self._confirmed: list[Copy] = []
         self._returned: set[str] = set()
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Publish | None:
@@ -340,14 +338,14 @@ class RabbitMQSplicer(Splicer):
         if rest or set(options) - {"exchange", "routing_key", "mandatory", "immediate", "timeout"}:
             return None
         properties = raw._serialize_properties()
-        text = raw.body if isinstance(raw.body, str) else raw.body.decode("utf-8", "replace")
+        body = raw.body.encode() if isinstance(raw.body, str) else raw.body
         where = [options.get(name, default) for name, default in WHERE]
         publish = _Publish(
-            _Body.around(message.text, text),
+            _Body.around(message.text, body),
             tuple(properties.split(message.id.encode())),
             dumps_arguments("Bssbb", [0, *where]),
         )
-        is_same = publish.properties_of(message) == properties and publish.body.of(message.text).decode() == text
+        is_same = publish.properties_of(message) == properties and publish.body.of(message.text) == body
         return publish if is_same else None
 
     def is_ready(self) -> bool:
@@ -367,18 +365,16 @@ class RabbitMQSplicer(Splicer):
             channel.events["basic_return"].add(self._on_returned)
             self._own = channel
 
-    def send(self, copies: Sequence[Copy], end: float) -> Iterator[Copy]:
+    def send(self, copies: Sequence[Copy], end: float) -> None:
         connection = self._own.connection
         sock = connection.transport.sock
         timeout = sock.gettimeout()
         self._returned.clear()
         send_all(sock, b"".join([self._frames(copy, connection.frame_max) for copy in copies]), end)
-        yield from (copy for copy in copies if not copy.message.confirm)
+        for copy in copies:
+            copy.message.is_stored = not copy.message.confirm
         while self._unconfirmed:
             connection.on_inbound_frame(_read_frame(sock, end))
-            # RabbitMQ returns what it cannot route before it confirms it.
-            yield from (copy for copy in self._confirmed if copy.message.id not in self._returned)
-            self._confirmed.clear()
         sock.settimeout(timeout)
         self._used_at = time.monotonic()
 
@@ -394,8 +390,9 @@ class RabbitMQSplicer(Splicer):
     def _on_confirmed(self, is_stored: bool, tag: int, multiple: bool) -> None:
         for each in list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]:
             copy = self._unconfirmed.pop(each, None)
-            if is_stored and copy is not None:
-                self._confirmed.append(copy)
+            # RabbitMQ returns what it cannot route before it confirms it.
+            if is_stored and copy is not None and copy.message.id not in self._returned:
+                copy.message.is_stored = True
 
     def _on_returned(self, error: BaseException, exchange: str, routing_key: str, message: Any) -> None:
         self._returned.add(message.properties["correlation_id"])

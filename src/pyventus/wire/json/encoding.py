@@ -31,6 +31,7 @@ from pyventus.wire.json.base import (
 
 __all__ = ["Encoder"]
 
+PLAIN_INT = 2**63
 # JSON writes a surrogate pair and the one character that it stands for in the same way.
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _zone_key = re.compile(ZONE_KEY).fullmatch
@@ -52,14 +53,14 @@ class Encoder:
         """
         event, args, kwargs = content
         return [
-            self._str(event, 0),
-            self._located(self._list, args, "args"),
-            self._located(self._dict, kwargs, "kwargs"),
+            self.value(event, 0),
+            self._located(self._list, args, "args") if args else [],
+            self._located(self._dict, kwargs, "kwargs") if kwargs else {},
         ]
 
     def value(self, value: Any, depth: int) -> Any:
         cls = type(value)
-        if cls is str and value.isascii():
+        if (cls is str and value.isascii()) or (cls is int and -PLAIN_INT < value < PLAIN_INT):
             return value
         encode = _ENCODERS.get(cls)
         return self._instance(value, depth) if encode is None else encode(self, value, depth)
