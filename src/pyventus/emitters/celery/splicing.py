@@ -12,7 +12,7 @@ import struct
 import time
 from base64 import b64decode
 from binascii import b2a_base64
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -248,9 +248,7 @@ class RedisSplicer(Splicer):
         return True
 
     def send(self, copies: Sequence[Copy], end: float) -> None:
-        lists: dict[bytes, list[Copy]] = {}
-        for copy in copies:
-            lists.setdefault(copy.template.key, []).append(copy)
+        lists = _by_list(copies)
         sock = self._connection._sock
         send_all(sock, b"".join([self._push(key, pushed) for key, pushed in lists.items()]), end)
         replies = b""
@@ -262,12 +260,21 @@ class RedisSplicer(Splicer):
                 copy.message.is_stored = True
         self._used_at = time.monotonic()
 
-    def _push(self, key: bytes, copies: list[Copy]) -> bytes:
+    def _push(self, key: bytes, copies: Sequence[Copy]) -> bytes:
         parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(key), key)]
         for copy in copies:
             entry = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
             parts.append(b"$%d\r\n%b\r\n" % (len(entry), entry))
         return b"".join(parts)
+
+
+def _by_list(copies: Sequence[Copy]) -> Mapping[bytes, Sequence[Copy]]:
+    if len(copies) == 1:
+        return {copies[0].template.key: copies}
+    lists: dict[bytes, list[Copy]] = {}
+    for copy in copies:
+        lists.setdefault(copy.template.key, []).append(copy)
+    return lists
 
 
 def _check(reply: bytes) -> None:
