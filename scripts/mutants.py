@@ -223,8 +223,37 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "    except OSError:\n        pass\n    return False\n", "    return True\n",
         "tests/functional/test_emitting_failures.py::test_a_closed_idle_connection_is_replaced",
     ),
+    "send all again that shared a failed round trip": Mutant(
+        f"{CELERY}/publisher.py", "for message in publishing.rest():", "for message in publishing.messages:",
+        "tests/functional/test_emitting_many.py::test_what_is_stored_is_not_sent_again_with_the_rest",
+    ),
+    "leave those waiting who shared an abandoned round trip": Mutant(
+        f"{CELERY}/publisher.py", "            self._at = ()\n", "",
+        "tests/functional/test_emitting_failures.py::test_who_waits_longer_is_served_by_another_connection",
+    ),
+    "lose the rest of a batch at a time limit": Mutant(
+        f"{CELERY}/task.py", "return self._send_apart(parts[at:])", "break",
+        "tests/functional/test_batches.py::test_a_time_limit_between_two_of_them",
+    ),
+    "take the ids of a task from the first": Mutant(
+        f"{CELERY}/splicing.py", "    if not options:\n        return around\n", "    return around\n",
+        "tests/functional/test_emitting_many.py::test_what_differs_from_task_to_task",
+    ),
+    "take a tracer's headers from the first": Mutant(
+        f"{CELERY}/splicing.py", "            or self._is_wrapped\n", "",
+        "tests/functional/test_emitting_many.py::test_who_wraps_celery_sees_each_message",
+    ),
+    "never look for what was returned": Mutant(
+        f"{CELERY}/splicing.py", "        sock.settimeout(timeout)\n",
+        "        sock.settimeout(timeout)\n        self._seen_at = time.monotonic()\n",
+        "tests/functional/test_emitting_many.py::test_a_deleted_queue_is_noticed_however_often_is_emitted",
+    ),
+    "swallow what interrupts an emit": Mutant(
+        f"{CELERY}/publisher.py", "if isinstance(error, TimeoutError) and is_past(end)", "if True",
+        "tests/functional/test_emitting_failures.py::test_what_interrupts_an_emit_leaves_nothing_half_done",
+    ),
     "lend once more what was interrupted": Mutant(
-        f"{CELERY}/publisher.py", "give_back(self, PublishError(f\"it was interrupted; {UNKNOWN}\"))", "give_back(self, None)",
+        f"{CELERY}/publisher.py", "            self._take_back(publishing)\n", "            pass\n",
         "tests/functional/test_emitting_failures.py::test_what_interrupts_an_emit_leaves_nothing_half_done",
     ),
 }  # fmt: skip

@@ -12,13 +12,15 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from celery.app.trace import build_tracer
+from celery.exceptions import SoftTimeLimitExceeded
 
-from pyventus import Emission, EmitError
+from pyventus import Emission, EmitError, EventLinker
 from pyventus.emitters.asyncio import AsyncIOEventEmitter
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.suspects import MAX_STARTS
 from pyventus.errors import InvalidOption, Refused
-from pyventus.wire import is_batch, pack, unpack
+from pyventus.wire import Keyring, is_batch, pack, unpack
 from tests.brokers import RabbitMQ, Valkey, refused_port
 from tests.functional.apps.support import (
     SECRET,
@@ -255,6 +257,54 @@ def test_none_suffers_for_another_that_kills_its_process(broker_url: str, queue_
     # Without a ledger those before it run twice: the message came back once.
     assert [worker.log().count(f"{each.id} plain") for each in emissions] == [2, 2, 1, 1]
     assert len(starts.read_text()) == MAX_STARTS
+
+
+def test_a_time_limit_between_two_of_them(
+    valkey: Valkey, redis_url: str, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the batch's: what has not begun goes on in messages of its own, and what is done stays done."""
+    emitter, linker = linked_emitter(redis_url, queue_name)
+    queue, ran = emitter._queues[0], []
+    linker.on("Event", name="note")(ran.append)
+    emissions = [emitter.prepare("Event", number) for number in range(5)]
+    batch = queue.batch([queue.message(emission) for emission in emissions])
+    verify, calls = Keyring.verify, []
+
+    def interrupted(*args: Any) -> bool:
+        calls.append(args)
+        if len(calls) == 3:
+            raise SoftTimeLimitExceeded
+        return verify(*args)
+
+    monkeypatch.setattr(Keyring, "verify", interrupted)
+    assert trace(queue, batch.id, batch.text) == "IGNORED"
+    assert ran == [0, 1]
+    assert sorted(ids for _, (ids,) in sent(emitter, valkey)) == sorted(each.id for each in emissions[2:])
+
+
+def test_a_time_limit_outside_of_handlers(redis_url: str, queue_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single one goes back to the queue."""
+    emitter, _ = linked_emitter(redis_url, queue_name)
+    queue = emitter._queues[0]
+    message = queue.message(emitter.prepare("Event"))
+
+    def interrupted(*_: object) -> bool:
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(Keyring, "verify", interrupted)
+    assert trace(queue, message.id, message.text) == "REJECTED"
+
+
+def linked_emitter(url: str, queue: str) -> tuple[CeleryEventEmitter, type[EventLinker]]:
+    linker = type("Linker", (EventLinker,), {}, name=queue)
+    return new_emitter(url, queue, linker), linker
+
+
+def trace(queue: CeleryEventEmitter.Queue, id: str, text: str) -> Any:
+    """Run a message here, as a worker's process does; the state in which its task ends."""
+    task = queue.app.tasks[queue.task_name]
+    request = {"id": id, "args": [text], "kwargs": {}, "is_eager": False, "delivery_info": {"redelivered": False}}
+    return build_tracer(task.name, task, app=queue.app)(id, (text,), {}, request).info.state
 
 
 def test_with_a_ledger_what_has_run_is_not_run_again(broker_url: str, queue_name: str, tmp_path: Path) -> None:

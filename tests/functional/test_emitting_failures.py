@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 
 from pyventus import EmitError, native
-from pyventus.emitters.celery import CeleryEventEmitter, publisher
+from pyventus.emitters.celery import CeleryEventEmitter, publisher, splicing
 from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker, refused_port, trickling_broker
 
 SECONDS = 0.5
@@ -339,11 +339,18 @@ class Alarm(BaseException):
     """Raised by a signal, wherever the main thread is."""
 
 
-def test_what_interrupts_an_emit_leaves_nothing_half_done(broker_url: str, queue_name: str) -> None:
-    """Such as Ctrl-C: the connection on which a reply is owed is not used again."""
+class SoftAlarm(Exception):
+    """Such as Celery's soft time limit."""
+
+
+@pytest.mark.parametrize("alarm", [Alarm, SoftAlarm, TimeoutError])
+def test_what_interrupts_an_emit_leaves_nothing_half_done(
+    broker_url: str, queue_name: str, alarm: type[BaseException]
+) -> None:
+    """Such as Ctrl-C: it is raised as it is, and the connection on which a reply is owed is not used again."""
 
     def interrupt(*_: object) -> None:
-        raise Alarm
+        raise alarm("from outside")
 
     threads = senders()
     with FreezableProxy(broker_url) as proxy:
@@ -354,7 +361,7 @@ def test_what_interrupts_an_emit_leaves_nothing_half_done(broker_url: str, queue
         before = signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.5)
         try:
-            with pytest.raises(Alarm):
+            with pytest.raises(alarm, match="from outside"):
                 emitter.emit("Event")
         finally:
             signal.signal(signal.SIGALRM, before)
@@ -364,6 +371,59 @@ def test_what_interrupts_an_emit_leaves_nothing_half_done(broker_url: str, queue
             emitter.emit("Event")
         assert proxy.accepted > connections
     eventually(lambda: senders() <= threads + 1, "the sender that was lent has ended")
+
+
+@pytest.mark.parametrize("call", ["_lend", "_give_back"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_interrupts_lending_takes_no_connection_away(
+    redis_url: str, queue_name: str, call: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    emitter = emitter_to(redis_url, queue_name, timeout=5)
+    for _ in range(3):
+        emitter.emit("Event")
+    original = getattr(publisher._Senders, call)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(publisher._Senders, call, original)
+        if moment == "after":
+            original(*args)
+        raise Alarm
+
+    monkeypatch.setattr(publisher._Senders, call, interrupted)
+    with pytest.raises(Alarm):
+        emitter.emit("Event")
+    for _ in range(3):
+        emitter.emit("Event")
+
+
+def test_who_waits_longer_is_served_by_another_connection(
+    valkey: Valkey, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another emit that was to share its round trip has given up before anything was sent."""
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    # The broker is asked whether it is there before each round trip.
+    monkeypatch.setattr(splicing, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(splicing, "MOMENT_SECONDS", 0.0)
+    with FreezableProxy(valkey.url) as proxy:
+        emitter = emitter_to(proxy.proxied_url, queue_name, timeout=8)
+        queue, hold, start = emitter._queues[0], threading.Event(), time.monotonic()
+        for _ in range(2):
+            emitter.emit("Event")
+        holding = threading.Thread(target=queue.publisher.call, args=(lambda *_: hold.wait(), start + 20))
+        holding.start()
+        eventually(lambda: not queue.publisher._senders._idle, "the sender is busy")
+        publishings = [queue.publisher.start(queue.message(emitter.prepare("Event"))) for _ in range(2)]
+        proxy.freeze()
+        hold.set()
+        holding.join()
+        publishings[0].wait(time.monotonic() + 0.5)
+        assert "within the deadline" in str(publishings[0].error)
+        proxy.thaw()
+        publishings[1].wait(start + 20)
+        assert publishings[1].error is None
+    with valkey.client() as client:
+        assert client.llen(queue_name) == 3
 
 
 # -- What the broker refuses or forgets ---------------------------------------------------------------------------

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 import time
 from base64 import b64decode
 from collections.abc import Iterator
+from functools import wraps
+from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from amqp.exceptions import NotFound
 from celery import Celery, signals
 from kombu import Queue as KombuQueue
 
 from pyventus import Emission, EmitError
-from pyventus.emitters.celery import CeleryEventEmitter
+from pyventus.emitters.celery import CeleryEventEmitter, publisher
+from pyventus.emitters.celery.delivery import current_ids
 from pyventus.errors import InvalidEvent, InvalidOption, NotSerializable
 from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker
 from tests.functional.apps.support import wait_until
@@ -81,12 +88,23 @@ def without_ids(message: dict[str, Any], id: str, text: str) -> Any:
     return json.loads(json.dumps(message).replace(json.dumps(json.dumps(text))[1:-1], "TEXT").replace(id, "ID"))
 
 
+@pytest.fixture(params=["outside", "in a task", "in the first task"])
+def origin(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Ids of the task in which emits are made, and of the first one that led to it."""
+    ids = {"outside": [], "in a task": [str(uuid4()), str(uuid4())], "in the first task": [str(uuid4())] * 2}
+    set_ids = current_ids.set(tuple(ids[request.param])) if ids[request.param] else None  # type: ignore[arg-type]
+    yield ids[request.param]
+    if set_ids is not None:
+        current_ids.reset(set_ids)
+
+
 @pytest.mark.parametrize("priority", [None, 1])
 def test_what_is_spliced_is_what_celery_sends(
-    priority: int | None, broker_url: str, queue: str, valkey: Valkey
+    priority: int | None, origin: list[str], broker_url: str, queue: str, valkey: Valkey
 ) -> None:
     """Field by field: the first is Celery's own, the second is made from it."""
     emitter = make_emitter(broker_url, queue)
+    sent_by_celery = count_calls_of_celery(emitter)
     emitter = emitter if priority is None else emitter.with_options(priority=priority)
     prepared = [emitter.prepare("Event of 'quotes' and \"more\" \\", number) for number in range(3)]
     texts = {each.id: emitter._queues[0].message(each).text for each in prepared}
@@ -94,11 +112,83 @@ def test_what_is_spliced_is_what_celery_sends(
         emitter.send(emission)
     if priority is not None and not broker_url.startswith("amqp"):
         queue = f"{queue}\x06\x166"  # 9 - 1, in kombu's steps.
+    assert len(sent_by_celery) == 1
     first, *spliced = raw_messages(broker_url, queue, valkey)
+    headers = first.get("headers") or first["properties"]["application_headers"]
+    expected_ids: list[str | None] = [*origin] if origin else [None, prepared[0].id]
+    assert [headers["parent_id"], headers["root_id"]] == expected_ids
     expected = without_ids(first, prepared[0].id, texts[prepared[0].id])
     assert len(spliced) == 2
     for emission, message in zip(prepared[1:], spliced, strict=True):
         assert without_ids(message, emission.id, texts[emission.id]) == expected
+
+
+def count_calls_of_celery(emitter: CeleryEventEmitter) -> list[str]:
+    """Names of the tasks that Celery itself makes messages for from now on."""
+    amqp, calls = emitter._queues[0].app.amqp, []
+    send = amqp.send_task_message
+
+    def counted(producer: Any, name: str, *args: Any, **options: Any) -> Any:
+        calls.append(name)
+        return send(producer, name, *args, **options)
+
+    amqp.send_task_message = counted
+    return calls
+
+
+def test_what_differs_from_task_to_task(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """One template serves all of them."""
+    emitter = make_emitter(broker_url, queue)
+    sent_by_celery = count_calls_of_celery(emitter)
+    origins = []
+    for _ in range(3):
+        origins.append([str(uuid4()), str(uuid4())])
+        reset = current_ids.set(tuple(origins[-1]))  # type: ignore[arg-type]
+        emitter.emit("Event")
+        current_ids.reset(reset)
+    emitter.emit("Event")
+    emitter.emit("Event")
+    assert len(sent_by_celery) == 2
+    messages = raw_messages(broker_url, queue, valkey)
+    headers = [each.get("headers") or each["properties"]["application_headers"] for each in messages]
+    assert [[each["parent_id"], each["root_id"]] for each in headers[:3]] == origins
+    assert [[each["parent_id"], each["root_id"]] for each in headers[3:]] == [
+        [None, each["id"]] for each in headers[3:]
+    ]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_wraps_celery_sees_each_message(
+    when: str, broker_url: str, queue: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Sentry's integration does, whose headers name the trace that each message belongs to."""
+    emitter, numbers = make_emitter(broker_url, queue), count()
+    send_task = Celery.send_task
+
+    @wraps(send_task)
+    def traced(self: Celery, *args: Any, **options: Any) -> Any:
+        return send_task(self, *args, **options, headers={"trace": str(next(numbers))})
+
+    if when == "after":
+        emitter.emit_many(["Event"] * 3)
+    monkeypatch.setattr(Celery, "send_task", traced)
+    emitter.emit_many(["Event"] * 3)
+    emitter.emit("Event")
+    messages = raw_messages(broker_url, queue, valkey)
+    headers = [each.get("headers") or each["properties"]["application_headers"] for each in messages]
+    assert [each["trace"] for each in headers if "trace" in each] == ["0", "1", "2", "3"]
+
+
+def test_nothing_comes_between_the_replies(redis_url: str, queue_name: str, valkey: Valkey) -> None:
+    """As it may in RESP3, which redis-py asks for."""
+    emitter = make_emitter(redis_url, queue_name)
+    emitter.emit_many(["Event"] * 3)
+    emitter.emit_many(["Event"] * 3)
+    (sender,) = emitter._queues[0].publisher._senders._idle
+    host, port = sender._splicer._connection._sock.getsockname()  # type: ignore[union-attr]
+    with valkey.client() as client:
+        (pushing,) = [each for each in client.client_list() if each["addr"] == f"{host}:{port}"]
+    assert [pushing[name] for name in ("cmd", "resp")] == ["lpush", "2"]
 
 
 def test_who_listens_to_each_message_is_told(broker_url: str, queue: str, valkey: Valkey) -> None:
@@ -206,6 +296,40 @@ def test_events_under_one_id_are_all_sent(batch: int, redis_url: str, queue_name
     assert ["".join(bodies).count(text) for text in ("first", "second")] == [2, 2]
 
 
+def test_what_is_stored_is_not_sent_again_with_the_rest(
+    amqp_url: str, queue_name: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When another message of its round trip is refused, and what did not begin waits again."""
+    monkeypatch.setattr(publisher, "MAX_SENDERS", 1)
+    full, other = f"{queue_name}-full", f"{queue_name}-other"
+    app = Celery("many", broker=amqp_url, set_as_current=False)
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    app.conf.task_queues = [KombuQueue(full, queue_arguments=arguments), KombuQueue(other)]
+    to_full, to_other = (
+        CeleryEventEmitter(CeleryEventEmitter.Queue(app, name, secret=SECRET), timeout=20) for name in (full, other)
+    )
+    publishing, hold, end = to_full._queues[0].publisher, threading.Event(), time.monotonic() + 20
+    try:
+        to_full.emit("Event")
+        emissions = to_other.emit_many(["Event"] * 2)
+        holding = threading.Thread(target=publishing.call, args=(lambda *_: hold.wait(), end))
+        holding.start()
+        wait_until(lambda: publishing._senders._senders and not publishing._senders._idle, "the sender is busy")
+        refused = publishing.start(*(each._queues[0].message(each.prepare("Event")) for each in [to_full]))
+        emissions += [to_other.prepare("Event") for _ in range(20)] + [to_other.with_options(delay=1).prepare("Event")]
+        stored = publishing.start(*map(to_other._queues[0].message, emissions[2:]))
+        hold.set()
+        refused.wait(end)
+        stored.wait(end)
+        holding.join()
+        assert "refused it" in str(refused.error)
+        assert stored.error is None
+        wait_until(lambda: RabbitMQ(amqp_url).depth(other) >= len(emissions), "the delayed one is due")
+        assert sorted(stored_ids(amqp_url, other, valkey)) == ids_of(emissions)
+    finally:
+        RabbitMQ(amqp_url).delete(full, other)
+
+
 # -- Without confirmations ----------------------------------------------------------------------------------------
 
 
@@ -258,3 +382,46 @@ def test_what_is_not_confirmed_may_be_lost_but_not_for_ever(amqp_url: str, queue
     time.sleep(0.5)
     emitter.emit("Event")
     wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name) == 1, "the next one")
+
+
+def test_a_deleted_queue_is_noticed_however_often_is_emitted(amqp_url: str, queue_name: str) -> None:
+    """What RabbitMQ returned is looked for now and then, and not only when it has been quiet for a while."""
+    emitter = unconfirmed(amqp_url, queue_name)
+    for _ in range(3):
+        emitter.emit("Event")
+    RabbitMQ(amqp_url).delete(queue_name)
+    is_over = threading.Event()
+
+    def emit_on_and_on() -> None:
+        while not is_over.is_set():
+            emitter.emit("Event")
+
+    def is_declared() -> bool:
+        with contextlib.suppress(NotFound):
+            return RabbitMQ(amqp_url).depth(queue_name) > 0
+        return False
+
+    emitting = threading.Thread(target=emit_on_and_on)
+    emitting.start()
+    try:
+        wait_until(is_declared, "the queue", timeout=10)
+    finally:
+        is_over.set()
+        emitting.join()
+
+
+def test_what_is_returned_of_one_queue_does_not_fail_another(amqp_url: str, queue_name: str) -> None:
+    """The answer of RabbitMQ to what nobody waited for comes while another emit waits for its own."""
+    emitter, other = unconfirmed(amqp_url, queue_name), f"{queue_name}-other"
+    confirmed = CeleryEventEmitter(CeleryEventEmitter.Queue(emitter._queues[0].app, other, secret=SECRET))
+    try:
+        for each in (emitter, confirmed, emitter, confirmed):
+            each.emit("Event")
+        RabbitMQ(amqp_url).delete(queue_name)
+        for _ in range(3):
+            emitter.emit("Event")
+            confirmed.emit("Event")
+        wait_until(lambda: RabbitMQ(amqp_url).depth(other) == 5, "the confirmed ones")
+        wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name), "the queue is declared again")
+    finally:
+        RabbitMQ(amqp_url).delete(other)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import math
 import os
 import time
 from collections import deque
@@ -30,7 +29,7 @@ from kombu.exceptions import OperationalError
 
 from pyventus import native
 from pyventus.emitters.celery.delays import Delays
-from pyventus.emitters.celery.sockets import is_quiet
+from pyventus.emitters.celery.sockets import is_past, is_quiet
 from pyventus.emitters.celery.splicing import Copy, Splicer, splicer_of
 from pyventus.errors import describe_error
 
@@ -48,9 +47,6 @@ FAIL_FAST_SECONDS = 1.0
 SOCKET_SECONDS = 30.0
 # Then a thread that has not ended is one that bytes trickle to.
 TRICKLE_SECONDS = 45.0
-# Then what was lent, and should have come back, never does.
-LOST_SECONDS = 1.0
-NEVER = math.inf
 
 NOT_SENT = "it was not sent"
 UNKNOWN = "whether it was stored is unknown"
@@ -127,11 +123,11 @@ class Work:
         """Wait until it is done or has failed, at the latest until ``end``."""
         try:
             self.error = self.future.result(max(0.0, end - time.monotonic()))
-        except TimeoutError:
+        except BaseException as error:
+            if not (isinstance(error, TimeoutError) and is_past(end)):
+                self._senders.withdraw(self)
+                raise
             self.error = self._senders.give_up(self)
-        except BaseException:
-            self._senders.withdraw(self)
-            raise
 
     async def wait_async(self, end: float) -> None:
         """As `wait`, without blocking the running loop."""
@@ -249,9 +245,7 @@ class Publisher:
         """
         self._renew_after_fork()
         publishing = Publishing(messages, self._senders)
-        sender = self._senders.borrow(end)
-        if sender is not None:
-            sender.store_for(publishing, end)
+        self._senders.lend_for(publishing, end)
         if publishing.error is None and (rest := publishing.rest()):
             others = self.start(*rest)
             others.wait(end)
@@ -336,7 +330,7 @@ class _Senders:
         """Queue work for the next free sender, or refuse it at once."""
         work.begin()
         with self.lock:
-            self._end_old()
+            self._interrupt_old()
             refusal = self._refusal()
             if refusal is None:
                 self._waiting.append(work)
@@ -356,15 +350,10 @@ class _Senders:
             f"{NOT_SENT}, because the broker failed less than {FAIL_FAST_SECONDS:g} s ago: {self._failure}"
         )
 
-    def _end_old(self) -> None:
-        now = time.monotonic()
+    def _interrupt_old(self) -> None:
         for sender, since in self._leaving.items():
-            if now - since > TRICKLE_SECONDS:
+            if time.monotonic() - since > TRICKLE_SECONDS:
                 sender.interrupt()
-        for sender in [each for each in self._senders if now > each.lent_until + LOST_SECONDS]:
-            # Who borrowed it was interrupted before it could give it back.
-            self._drop(sender)
-            sender.changed.notify()
 
     def _find_sender(self) -> PublishError | None:
         try:
@@ -403,44 +392,61 @@ class _Senders:
 
     def _is_woken(self, sender: Sender) -> bool:
         """Wait until an idle sender is no longer idle, nor lent; whether it goes on then."""
-        while sender in self._senders and (sender in self._idle or sender.lent_until != NEVER):
+        while sender in self._idle or sender.lent_for is not None:
             is_told = sender.changed.wait(IDLE_SECONDS)
             if not is_told and sender in self._idle and time.monotonic() - sender.back_at >= IDLE_SECONDS:
                 self._idle.remove(sender)
                 self._drop(sender)
         return sender in self._senders
 
-    def borrow(self, end: float) -> Sender | None:
-        """A sender whose connection the calling thread may use until it gives it back; None: there is none to lend.
-
-        Args:
-            end: when it will have given it back, by ``time.monotonic()``.
-        """
+    def lend_for(self, publishing: Publishing, end: float) -> None:
+        """Have the calling thread send what is like earlier messages, if a connection is at rest; leave the others."""
         if self._is_patched:
-            return None  # A socket belongs to the hub of the thread that made it.
+            return  # A socket belongs to the hub of the thread that made it.
+        try:
+            sender = self._lend(publishing)
+            if sender is not None:
+                error = sender.store_for(publishing, end)
+                self._give_back(sender, error)
+                publishing.error = None if publishing.is_through else error
+        except BaseException:
+            self._take_back(publishing)
+            raise
+
+    def _lend(self, publishing: Publishing) -> Sender | None:
         with self.lock:
             if not self._idle or self._waiting or self._leaving or self._failed_at is not None:
                 return None
-            sender = self._idle.pop()
-            sender.lent_until = end
+            # In an order in which `_take_back` finds it, wherever the thread is interrupted.
+            sender = self._idle[-1]
+            sender.lent_for = publishing
+            self._idle.pop()
             return sender
 
-    def give_back(self, sender: Sender, error: BaseException | None) -> None:
-        """Who borrowed a sender has done with it; after an error its connection is of no use any more."""
+    def _give_back(self, sender: Sender, error: BaseException | None) -> None:
+        """After an error its connection is of no use any more."""
         with self.lock:
-            if sender not in self._senders:
-                return  # It took so long that nobody expected it any more.
-            sender.lent_until, sender.back_at = NEVER, time.monotonic()
+            sender.back_at = time.monotonic()
             if error is not None:
                 self._drop(sender)
             elif not self._waiting:
                 self._idle.append(sender)
+                sender.lent_for = None
                 return
+            sender.lent_for = None
             sender.changed.notify()
             if isinstance(error, BrokerDown):
                 self._fail(str(error))
             elif error is not None:
                 self._replace()
+
+    def _take_back(self, publishing: Publishing) -> None:
+        """The thread was interrupted, and what it has left in the connection is unknown."""
+        with self.lock:
+            for sender in [each for each in self._senders if each.lent_for is publishing]:
+                if sender in self._idle:
+                    self._idle.remove(sender)
+                self._give_back(sender, PublishError(f"it was interrupted; {UNKNOWN}"))
 
     def _replace(self) -> None:
         """Others may wait for a sender that leaves."""
@@ -546,7 +552,7 @@ class Sender:
         self._splicer: Splicer | None = None
         self._returned: BaseException | None = None
         self.changed = native.new_condition(senders.lock)
-        self.lent_until = NEVER
+        self.lent_for: Publishing | None = None
         self.back_at = 0.0
         self.is_over = False
         self._is_abandoned = False
@@ -560,8 +566,6 @@ class Sender:
         try:
             while self._send_next():
                 pass
-        except Abandoned:
-            pass
         finally:
             with contextlib.suppress(Exception):
                 self._disconnect()
@@ -572,7 +576,11 @@ class Sender:
         if not works:
             return False
         self._at: Collection[Work] = works
-        error = self._attempt(works)
+        error: BaseException | None
+        try:
+            error = self._attempt(works)
+        except Abandoned:
+            error = PublishError(f"it was interrupted, because nobody waited for it any more; {UNKNOWN}")
         return self._senders.settle(self, works, error, self._at)
 
     def _attempt(self, works: list[Work]) -> BaseException | None:
@@ -607,7 +615,8 @@ class Sender:
         """Send in the order given: those that are like earlier ones together, each other one in Celery's own way."""
         copies: list[Copy] = []
         for publishing in publishings:
-            for message in publishing.messages:
+            # Some may be stored already: it waits again if what shared its round trip has failed.
+            for message in publishing.rest():
                 copy = self._copy(message, publishing)
                 if copy is None:
                     self._store_together(copies)
@@ -672,21 +681,12 @@ class Sender:
 
     # -- Being lent -------------------------------------------------------------------------------------------
 
-    def store_for(self, publishing: Publishing, end: float) -> None:
-        """Send, in the thread that has borrowed this sender, what is like earlier messages, and then give it back.
+    def store_for(self, publishing: Publishing, end: float) -> BaseException | None:
+        """Send, in the thread that has borrowed this sender, all of a publishing that is like earlier messages.
 
-        What has to be sent in another way is left.
+        Returns:
+            What makes the connection useless; None, with nothing sent, also if one of them has to go another way.
         """
-        try:
-            error = self._store_now(publishing, end)
-        except BaseException:
-            self._senders.give_back(self, PublishError(f"it was interrupted; {UNKNOWN}"))
-            raise
-        self._senders.give_back(self, error)
-        if error is not None and not publishing.is_through:
-            publishing.error = error
-
-    def _store_now(self, publishing: Publishing, end: float) -> BaseException | None:
         splicer = self._splicer
         if splicer is None or not splicer.is_ready():
             return None
@@ -698,9 +698,11 @@ class Sender:
             copies.append(copy)
         try:
             splicer.send(copies, end)
-        except TimeoutError:
-            return BrokerDown(TOO_LATE)
         except Exception as error:
+            if isinstance(error, TimeoutError) and is_past(end):
+                return BrokerDown(TOO_LATE)
+            if isinstance(error, TimeoutError) or not isinstance(error, self._errors):
+                raise  # It came from outside, such as from a signal handler of the user's.
             return self._explain_failure(error, publishing)
         return None
 
@@ -728,6 +730,7 @@ class Sender:
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
         self._splicer = splicer_of(self._driver, self._app, self._producer.channel)
+        self._errors = (OSError, *connection.connection_errors, *connection.channel_errors)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 
@@ -744,6 +747,8 @@ class Sender:
 
     def _disconnect(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
+        if self._splicer is not None:
+            self._splicer.close()
         if connection is None:
             return
         if self._driver == "amqp":
@@ -781,6 +786,8 @@ class Sender:
 
     def _check_abandoned(self, *_: object) -> None:
         if self._is_abandoned:
+            # What it was about to do, another one can do for those that still wait for it.
+            self._at = ()
             raise Abandoned
 
     # -- What is said of errors -----------------------------------------------------------------------------------

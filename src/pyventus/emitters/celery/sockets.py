@@ -9,6 +9,7 @@ from typing import Any
 # Seconds by which a wait may end too early or too late.
 TOLERANCE = 0.01
 
+
 def send_all(sock: Any, data: bytes, end: float) -> None:
     """Send all of ``data``, at the latest by ``end``, a moment of ``time.monotonic()``.
 
@@ -59,6 +60,11 @@ def is_quiet(sock: Any) -> bool:
     except OSError:
         pass
     return False
+
+
+def is_past(end: float) -> bool:
+    """Whether a wait that had to end then may have."""
+    return time.monotonic() > end - TOLERANCE
 
 
 def _set_timeout(sock: Any, end: float) -> None:

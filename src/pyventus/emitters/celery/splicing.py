@@ -34,12 +34,16 @@ MAX_KINDS = 1000
 REPLIES_BYTES = 4096
 # A firewall may have forgotten a connection that was idle for longer, without a word.
 IDLE_SECONDS = 25.0
-# What was open so long ago is taken to be so: to look takes a twentieth of an emit.
+# What was seen to be open so long ago is taken to be so: to look takes a twentieth of an emit.
 MOMENT_SECONDS = 0.01
 BODY = "pyventus-body-of-the-message"
 TAG = "pyventus-tag-of-the-message"
 
-Kind = tuple[str, str, int | None, str]
+# What differs where the message comes from a task, each as long as an id.
+PARENT, ROOT = "pyventus-parent-of-the-message-.....", "pyventus-root-of-the-message-......."
+ORIGIN = {"parent_id", "root_id"}
+
+Kind = tuple[str, str, int | None, str, bool]
 # Others have another length in the bytes around them, or would have to be escaped.
 _is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
 
@@ -73,12 +77,14 @@ class Splicer:
         self._app = app
         self._channel = channel
         self._sends_events = bool(app.conf.task_send_sent_event)
+        self._is_wrapped = _is_wrapped(Celery.send_task) or _is_wrapped(app.amqp.Producer.publish)
+        self._calls = Celery.send_task, app.amqp.Producer.publish
         self._templates: dict[Kind, Any] = {}
-        self._used_at = -math.inf
+        self._seen_at = -math.inf
 
     def copy(self, message: Message, publishing: Publishing) -> Copy | None:
         """How to make a message from an earlier one; None: Celery has to make it."""
-        if message.options or not _is_plain(message.id) or self._is_watched():
+        if not _is_common(message) or self._is_watched():
             return None
         template = self._templates.get(_kind(message))
         return None if template is None else Copy(message, template, publishing)
@@ -87,7 +93,7 @@ class Splicer:
     def recorded(self, message: Message) -> Generator[None]:
         """Remember what leaves in this block, where Celery sends the message."""
         kind = _kind(message)
-        if message.options or not _is_plain(message.id) or kind in self._templates or self._is_watched():
+        if not _is_common(message) or kind in self._templates or self._is_watched():
             yield
             return
         left: list[tuple[Any, ...]] = []
@@ -120,7 +126,8 @@ class Splicer:
             signals.before_task_publish.receivers
             or signals.after_task_publish.receivers
             or self._sends_events
-            or type(self._app).send_task is not Celery.send_task
+            or self._is_wrapped
+            or self._calls != (type(self._app).send_task, self._app.amqp.Producer.publish)
         )
 
     def is_ready(self) -> bool:
@@ -129,6 +136,9 @@ class Splicer:
 
     def make_ready(self) -> None:
         """Connect if that has to be, which may take as long as the broker likes."""
+
+    def close(self) -> None:
+        """Close what it has opened, without a word to the broker."""
 
     def send(self, copies: Sequence[Copy], end: float) -> None:
         """Send copies in one go, and say of each that it is stored as soon as that is known; never of what is refused.
@@ -149,8 +159,21 @@ def splicer_of(driver: str, app: Celery, channel: Any) -> Splicer | None:
     return None if kind is None else kind(app, channel)
 
 
+def _is_wrapped(call: Any) -> bool:
+    """Whether a tracer has put a function of its own in the place of Celery's or kombu's."""
+    return hasattr(call, "__wrapped__") or call.__module__ not in ("celery.app.base", "kombu.messaging")
+
+
 def _kind(message: Message) -> Kind:
-    return message.task, message.queue, message.priority, message.shadow
+    return message.task, message.queue, message.priority, message.shadow, bool(message.options)
+
+
+def _is_common(message: Message) -> bool:
+    """Whether it differs from others in its text and plain ids only."""
+    options = message.options
+    if options and not (options.keys() == ORIGIN and all(map(_is_plain, options.values()))):
+        return False
+    return _is_plain(message.id) is not None
 
 
 class _Body(NamedTuple):
@@ -168,6 +191,14 @@ class _Body(NamedTuple):
         return b"%b%b%b" % (self.before, encode_basestring_ascii(text).encode(), self.after)
 
 
+def _of_task(around: bytes, message: Message) -> bytes:
+    options = message.options
+    if not options:
+        return around
+    parent, root = options["parent_id"].encode(), options["root_id"].encode()
+    return around.replace(PARENT.encode(), parent).replace(ROOT.encode(), root)
+
+
 # -- Redis ------------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +214,7 @@ class _Entry:
 
     def splice(self, message: Message, tag: bytes) -> bytes:
         id, body = message.id.encode(), b2a_base64(self.body.of(message.text), newline=False)
-        return b"%b%b%b%b%b" % (self.head, body, id.join(self.middle), tag, id.join(self.tail))
+        return b"%b%b%b%b%b" % (self.head, body, _of_task(id.join(self.middle), message), tag, id.join(self.tail))
 
 
 class RedisSplicer(Splicer):
@@ -210,7 +241,10 @@ class RedisSplicer(Splicer):
             return None
         priority = self._channel._get_message_priority(payload, reverse=False)
         tag = payload["properties"]["delivery_tag"]
-        text = dumps({**payload, "body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}).encode()
+        gaps = {"body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}
+        if message.options:
+            gaps["headers"] = {**payload["headers"], "parent_id": PARENT, "root_id": ROOT}
+        text = dumps({**payload, **gaps}).encode()
         head, _, rest = text.partition(BODY.encode())
         middle, _, tail = rest.partition(TAG.encode())
         id = message.id.encode()
@@ -224,16 +258,23 @@ class RedisSplicer(Splicer):
     def is_ready(self) -> bool:
         if self._connection is None or self._connection._sock is None:
             return False
-        rested = time.monotonic() - self._used_at
+        rested = time.monotonic() - self._seen_at
         return rested < MOMENT_SECONDS or (rested < IDLE_SECONDS and is_quiet(self._connection._sock))
 
     def make_ready(self) -> None:
         if self._connection is None:
-            self._connection = self._channel._create_client().connection_pool.get_connection()
+            pool = self._channel._create_client().connection_pool
+            # In RESP3 there come messages between the replies.
+            kept = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
+            self._connection = pool.connection_class(**{**kept, "protocol": 2})
         if not (self.is_ready() or self._answers()):
             self._connection.disconnect()
             self._connection.connect()
-        self._used_at = time.monotonic()
+        self._seen_at = time.monotonic()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.disconnect()
 
     def _answers(self) -> bool:
         """Whether the connection is in use, although it was idle for long."""
@@ -258,7 +299,7 @@ class RedisSplicer(Splicer):
             _check(reply)
             for copy in pushed:
                 copy.message.is_stored = True
-        self._used_at = time.monotonic()
+        self._seen_at = time.monotonic()
 
     def _push(self, key: bytes, copies: Sequence[Copy]) -> bytes:
         parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(key), key)]
@@ -299,7 +340,7 @@ class _Publish:
     arguments: bytes
 
     def properties_of(self, message: Message) -> bytes:
-        return message.id.encode().join(self.properties)
+        return _of_task(message.id.encode().join(self.properties), message)
 
     def frames(self, message: Message, channel: int, frame_max: int) -> bytes:
         body, step = self.body.of(message.text), frame_max - FRAME_OVERHEAD
@@ -345,11 +386,17 @@ class RabbitMQSplicer(Splicer):
         if rest or set(options) - {"exchange", "routing_key", "mandatory", "immediate", "timeout"}:
             return None
         properties = raw._serialize_properties()
+        gaps = properties
+        if message.options:
+            headers = raw.properties["application_headers"]
+            raw.properties["application_headers"] = {**headers, "parent_id": PARENT, "root_id": ROOT}
+            gaps = raw._serialize_properties()
+            raw.properties["application_headers"] = headers
         body = raw.body.encode() if isinstance(raw.body, str) else raw.body
         where = [options.get(name, default) for name, default in WHERE]
         publish = _Publish(
             _Body.around(message.text, body),
-            tuple(properties.split(message.id.encode())),
+            tuple(gaps.split(message.id.encode())),
             dumps_arguments("Bssbb", [0, *where]),
         )
         is_same = publish.properties_of(message) == properties and publish.body.of(message.text) == body
@@ -359,12 +406,18 @@ class RabbitMQSplicer(Splicer):
         connection = self._channel.connection
         if self._own is None or not connection.connected:
             return False
-        return time.monotonic() - self._used_at < MOMENT_SECONDS or is_quiet(connection.transport.sock)
+        if time.monotonic() - self._seen_at < MOMENT_SECONDS:
+            return True
+        if not is_quiet(connection.transport.sock):
+            return False
+        self._seen_at = time.monotonic()
+        return True
 
     def make_ready(self) -> None:
         """Open channels of its own: one whose tags nobody else counts, and one that confirms nothing."""
         if self._own is None:
             self._unconfirming = self._channel.connection.channel()
+            self._unconfirming.events["basic_return"].add(self._on_lost)
             channel = self._channel.connection.channel()
             channel.confirm_select()
             channel.events["basic_ack"].add(partial(self._on_confirmed, True))
@@ -382,8 +435,9 @@ class RabbitMQSplicer(Splicer):
             copy.message.is_stored = not copy.message.confirm
         while self._unconfirmed:
             connection.on_inbound_frame(_read_frame(sock, end))
+            # Not after what is only written: nobody would ever look for what RabbitMQ says of it.
+            self._seen_at = time.monotonic()
         sock.settimeout(timeout)
-        self._used_at = time.monotonic()
 
     def _frames(self, copy: Copy, frame_max: int) -> bytes:
         channel = self._unconfirming
@@ -400,6 +454,11 @@ class RabbitMQSplicer(Splicer):
             # RabbitMQ returns what it cannot route before it confirms it.
             if is_stored and copy is not None and copy.message.id not in self._returned:
                 copy.message.is_stored = True
+
+    def _on_lost(self, *_: object) -> None:
+        """What nobody waits for had no queue: have the next message declare it."""
+        self._templates.clear()
+        self._channel.connection.client.declared_entities.clear()
 
     def _on_returned(self, error: BaseException, exchange: str, routing_key: str, message: Any) -> None:
         self._returned.add(message.properties["correlation_id"])

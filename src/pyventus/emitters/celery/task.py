@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery._state import pop_current_task, push_current_task
-from celery.exceptions import Ignore, InvalidTaskError, Reject
+from celery.exceptions import Ignore, InvalidTaskError, Reject, SoftTimeLimitExceeded
 
 from pyventus import running
 from pyventus.emitters.base import first_this_minute
@@ -92,12 +92,21 @@ class EmissionTask(Task):
             Unhandled: no handler is linked to it here.
             Undecodable: its arguments do not fit the code of this process.
             TooOld: it was due too long ago.
-            Reject: an error of Pyventus' own, and the message could not be sent again; it goes back to the queue.
+            Reject: an error of Pyventus' own, and the message could not be sent again, or a time limit that has struck
+                outside of handlers; it goes back to the queue.
         """
-        if is_batch(text):
-            self._run_batch(str(text))
-        else:
-            self._run_one(self.request.id, text)
+        try:
+            if is_batch(text):
+                self._run_batch(str(text))
+            else:
+                self._run_one(self.request.id, text)
+        except (Ignore, Reject, HandlersFailed, *UNHANDLED):
+            raise
+        except Exception as error:
+            # Celery would acknowledge it.
+            if self.request.is_eager:
+                raise
+            raise Reject(error, requeue=True) from None
 
     def _run_batch(self, text: str) -> None:
         """Run what a message carries, one after another, each as if it had come in a message of its own."""
@@ -106,13 +115,16 @@ class EmissionTask(Task):
             # Its process may have died of one of them, and none is to suffer for another.
             return self._send_apart(parts)
         failures: list[tuple[str, str]] = []
-        for message_id, part in parts:
+        for at, (message_id, part) in enumerate(parts):
             try:
                 self._run_one(message_id, part)
             except HandlersFailed as error:
                 failures += error.failures
             except (Ignore, *UNHANDLED):
                 pass  # What became of it is said, and stored.
+            except SoftTimeLimitExceeded:
+                # Which has struck before its handlers: the time limit is for all of them.
+                return self._send_apart(parts[at:])
         if failures:
             raise HandlersFailed(failures)
 
