@@ -236,7 +236,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_batches.py::test_a_time_limit_between_two_of_them",
     ),
     "take the ids of a task from the first": Mutant(
-        f"{CELERY}/splicing.py", "    if not options:\n        return around\n", "    return around\n",
+        f"{CELERY}/splicing.py", "            middle = _of_task(middle, message)\n", "            pass\n",
         "tests/functional/test_emitting_many.py::test_what_differs_from_task_to_task",
     ),
     "take a tracer's headers from the first": Mutant(

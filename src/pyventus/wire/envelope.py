@@ -161,13 +161,6 @@ def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
         raise ConfigurationError(
             f"{type(serializer).__name__}.name must be up to 64 letters, digits, _ and -, not {serializer.name!r}"
         )
-    body = _dumps(serializer, emission)
-    if body.isascii():
-        return "t", body.decode("ascii")
-    return "b", b64encode(body).decode("ascii")
-
-
-def _dumps(serializer: Serializer, emission: Emission) -> bytes:
     try:
         body = serializer.dumps(emission)
     except NotSerializable:
@@ -180,7 +173,9 @@ def _dumps(serializer: Serializer, emission: Emission) -> bytes:
         raise ConfigurationError(
             f"{type(serializer).__name__}.dumps must return bytes, not {type(body).__name__}: use .encode()"
         )
-    return body
+    if body.isascii():
+        return "t", body.decode("ascii")
+    return "b", b64encode(body).decode("ascii")
 
 
 # -- Opening ----------------------------------------------------------------------------------------------------
@@ -362,14 +357,14 @@ _SPECS = {spec[0]: spec for spec in _HEAD}
 
 def _write_head(emission: Emission, queue: str, message_id: str) -> str:
     event, id = emission.event, emission.id
-    kind = (
-        event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
+    common = (
+        queue, event, emission.version, emission.bases, emission.linker, emission.handlers, emission.attempt,
         emission.replay, emission.suspect,
     )  # fmt: skip
     try:
-        start, middle = _write_queue(queue, event), _write_kind(*kind)
+        start, middle = _write_common(*common)
     except TypeError:  # A list, or what cannot travel either.
-        start, middle = _write_queue.__wrapped__(queue, event), _write_kind.__wrapped__(*kind)
+        start, middle = _write_common.__wrapped__(*common)
     own = _write_field("id", id, event)
     message = own if message_id == id else _write_field("message id", message_id, event)
     timestamp = _write_instant("timestamp", emission.timestamp)
@@ -381,21 +376,18 @@ def _write_head(emission: Emission, queue: str, message_id: str) -> str:
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _write_queue(queue: str, event: str) -> str:
-    return _write_field("queue", queue, event)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _write_kind(
-    event: str, version: int | None, bases: tuple[str, ...], linker: str, handlers: tuple[str, ...], attempt: int,
-    replay: int, suspect: bool,
-) -> str:  # fmt: skip
-    """What many emissions have in common: between the id and the timestamp."""
+def _write_common(
+    queue: str, event: str, version: int | None, bases: tuple[str, ...], linker: str, handlers: tuple[str, ...],
+    attempt: int, replay: int, suspect: bool,
+) -> tuple[str, str]:  # fmt: skip
+    """What many emissions have in common: before the ids, and between them and the timestamp."""
     fields = {
         "event": event, "version": version, "bases": list(bases), "linker": linker, "handlers": list(handlers),
         "attempt": attempt, "replay": replay, "suspect": suspect,
     }  # fmt: skip
-    return ",".join([_write_field(name, value, event) for name, value in fields.items()])
+    return _write_field("queue", queue, event), ",".join(
+        [_write_field(name, value, event) for name, value in fields.items()]
+    )
 
 
 def _write_field(name: str, value: object, event: str) -> str:

@@ -113,17 +113,17 @@ class CeleryEventEmitter(EventEmitter):
         return [queue for queue in self._queues if queue.is_eager]
 
     def _seal_all(self, emissions: list[Emission], eager: list[queues.Queue], batch: int) -> Sealed:
-        is_sent = len(eager) < len(self._queues)
-        origins = [queue.origin() for queue in self._queues]
-        sealed = []
-        for emission in emissions:
-            if is_sent:
+        if len(eager) < len(self._queues):
+            for emission in emissions:
                 self._check_reachable(emission)
-            addressed = [
-                (queue, queue.message(emission, is_first=not n, origin=origins[n]))
-                for n, queue in enumerate(self._queues)
-            ]
-            sealed.append((emission, addressed))
+        ways = [(queue, n == 0, queue.origin()) for n, queue in enumerate(self._queues)]
+        sealed = [
+            (
+                emission,
+                [(queue, queue.message(emission, is_first=first, origin=origin)) for queue, first, origin in ways],
+            )
+            for emission in emissions
+        ]
         return sealed if batch == 1 else _packed(sealed, batch, eager)
 
     def _check_reachable(self, emission: Emission) -> None:

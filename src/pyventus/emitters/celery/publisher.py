@@ -641,7 +641,8 @@ class Sender:
                 self._store_of(copy.publishing, copy.message)
 
     def _copy(self, message: Message, publishing: Publishing) -> Copy | None:
-        return None if self._splicer is None else self._splicer.copy(message, publishing)
+        splicer = self._splicer
+        return None if splicer is None or splicer.is_watched() else splicer.copy(message, publishing)
 
     def _store_of(self, publishing: Publishing, message: Message) -> None:
         self._at = {publishing}
@@ -688,7 +689,7 @@ class Sender:
             What makes the connection useless; None, with nothing sent, also if one of them has to go another way.
         """
         splicer = self._splicer
-        if splicer is None or not splicer.is_ready():
+        if splicer is None or splicer.is_watched() or not splicer.is_ready():
             return None
         copies = []
         for message in publishing.messages:

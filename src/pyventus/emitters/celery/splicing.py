@@ -83,8 +83,8 @@ class Splicer:
         self._seen_at = -math.inf
 
     def copy(self, message: Message, publishing: Publishing) -> Copy | None:
-        """How to make a message from an earlier one; None: Celery has to make it."""
-        if not _is_common(message) or self._is_watched():
+        """How to make a message from an earlier one, if nobody watches; None: Celery has to make it."""
+        if not _is_common(message):
             return None
         template = self._templates.get(_kind(message))
         return None if template is None else Copy(message, template, publishing)
@@ -93,7 +93,7 @@ class Splicer:
     def recorded(self, message: Message) -> Generator[None]:
         """Remember what leaves in this block, where Celery sends the message."""
         kind = _kind(message)
-        if not _is_common(message) or kind in self._templates or self._is_watched():
+        if not _is_common(message) or kind in self._templates or self.is_watched():
             yield
             return
         left: list[tuple[Any, ...]] = []
@@ -120,7 +120,7 @@ class Splicer:
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         raise NotImplementedError
 
-    def _is_watched(self) -> bool:
+    def is_watched(self) -> bool:
         """Whether somebody is to be told of each message, or makes it in a way of his own."""
         return bool(
             signals.before_task_publish.receivers
@@ -193,8 +193,6 @@ class _Body(NamedTuple):
 
 def _of_task(around: bytes, message: Message) -> bytes:
     options = message.options
-    if not options:
-        return around
     parent, root = options["parent_id"].encode(), options["root_id"].encode()
     return around.replace(PARENT.encode(), parent).replace(ROOT.encode(), root)
 
@@ -211,10 +209,17 @@ class _Entry:
     head: bytes
     middle: tuple[bytes, ...]
     tail: tuple[bytes, ...]
+    length: int
 
     def splice(self, message: Message, tag: bytes) -> bytes:
+        """The entry as an argument of a command."""
         id, body = message.id.encode(), b2a_base64(self.body.of(message.text), newline=False)
-        return b"%b%b%b%b%b" % (self.head, body, _of_task(id.join(self.middle), message), tag, id.join(self.tail))
+        middle = id.join(self.middle)
+        if message.options:
+            middle = _of_task(middle, message)
+        return b"$%d\r\n%b%b%b%b%b\r\n" % (
+            self.length + len(body), self.head, body, middle, tag, id.join(self.tail)
+        )  # fmt: skip
 
 
 class RedisSplicer(Splicer):
@@ -247,13 +252,13 @@ class RedisSplicer(Splicer):
         text = dumps({**payload, **gaps}).encode()
         head, _, rest = text.partition(BODY.encode())
         middle, _, tail = rest.partition(TAG.encode())
-        id = message.id.encode()
+        id, whole = message.id.encode(), dumps(payload).encode()
         entry = _Entry(
             f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode(),
             _Body.around(message.text, b64decode(payload["body"])),
-            head, tuple(middle.split(id)), tuple(tail.split(id)),
+            head, tuple(middle.split(id)), tuple(tail.split(id)), len(whole) - len(payload["body"]),
         )  # fmt: skip
-        return entry if entry.splice(message, tag.encode()) == dumps(payload).encode() else None
+        return entry if entry.splice(message, tag.encode()) == b"$%d\r\n%b\r\n" % (len(whole), whole) else None
 
     def is_ready(self) -> bool:
         if self._connection is None or self._connection._sock is None:
@@ -303,9 +308,9 @@ class RedisSplicer(Splicer):
 
     def _push(self, key: bytes, copies: Sequence[Copy]) -> bytes:
         parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(key), key)]
-        for copy in copies:
-            entry = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
-            parts.append(b"$%d\r\n%b\r\n" % (len(entry), entry))
+        parts += [
+            copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count))) for copy in copies
+        ]  # fmt: skip
         return b"".join(parts)
 
 
@@ -340,7 +345,8 @@ class _Publish:
     arguments: bytes
 
     def properties_of(self, message: Message) -> bytes:
-        return _of_task(message.id.encode().join(self.properties), message)
+        properties = message.id.encode().join(self.properties)
+        return _of_task(properties, message) if message.options else properties
 
     def frames(self, message: Message, channel: int, frame_max: int) -> bytes:
         body, step = self.body.of(message.text), frame_max - FRAME_OVERHEAD

@@ -53,16 +53,13 @@ class Encoder:
         """
         event, args, kwargs = content
         return [
-            self.value(event, 0),
+            event if event.isascii() else self._str(event, 0),
             self._located(self._list, args, "args") if args else [],
             self._located(self._dict, kwargs, "kwargs") if kwargs else {},
         ]
 
     def value(self, value: Any, depth: int) -> Any:
-        cls = type(value)
-        if (cls is str and value.isascii()) or (cls is int and -PLAIN_INT < value < PLAIN_INT):
-            return value
-        encode = _ENCODERS.get(cls)
+        encode = _ENCODERS.get(type(value))
         return self._instance(value, depth) if encode is None else encode(self, value, depth)
 
     def _located(self, encode: Callable[[Any, int], Any], value: Any, name: str) -> Any:
@@ -84,6 +81,8 @@ class Encoder:
 
     def _items_of(self, values: Iterable[Any], size: int, depth: int) -> list[Any]:
         depth = self._enter(size, depth)
+        if _are_plain(values):
+            return list(values)
         encoded: list[Any] = []
         try:
             for value in values:
@@ -246,6 +245,15 @@ class Encoder:
         except Unfit as unfit:
             unfit.path.append(path)
             raise
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    """Whether JSON carries all of them as they are, as far as a short look tells."""
+    for value in values:
+        cls = type(value)
+        if not ((cls is str and value.isascii()) or (cls is int and -PLAIN_INT < value < PLAIN_INT)):
+            return False
+    return True
 
 
 def _has_plain_keys(value: dict[Any, Any]) -> bool:
