@@ -33,7 +33,7 @@ logger = logging.getLogger("pyventus")
 
 MOST_FETCHED = 100
 # How long messages are delivered before the loop gets to see to all else, such as acknowledgements.
-SLICE_SECONDS = 0.005
+SLICE_SECONDS = 0.02
 # A delivery that takes longer runs the task itself, as the solo pool does.
 BLOCKING_SECONDS = 0.05
 # What is due sooner is left to Celery's own timer.
