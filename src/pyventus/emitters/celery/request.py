@@ -22,6 +22,8 @@ HIDDEN_KWARGS = "{}"
 #: Celery does not know, such as those of tracing, pass.
 _KEPT = frozenset({"eta", "headers", "id", "lang", "origin", "parent_id", "root_id", "task"})
 _DROPPED = frozenset(dir(Context)) - _KEPT
+#: What are no headers of the user's own.
+_CELERYS = frozenset(dir(Context)) | {"lang", "task", "compression"}
 _NEUTRAL: dict[str, Any] = {
     "argsrepr": HIDDEN_ARGS,
     "kwargsrepr": HIDDEN_KWARGS,
@@ -133,7 +135,7 @@ def _cleaned(headers: dict[str, Any]) -> dict[str, Any]:
         **known,
         **_NEUTRAL,
         "eta": _moment(headers.get("eta")),
-        "headers": _custom(headers.get("headers")),
+        "headers": _custom(known),
         "parent_id": _shown(headers.get("parent_id")),
         "root_id": _shown(headers.get("root_id")),
         "shadow": _shown(headers.get("shadow")),
@@ -148,8 +150,10 @@ def _moment(text: object) -> str | None:
         return None
 
 
-def _custom(headers: object) -> dict[str, Any] | None:
-    return headers if isinstance(headers, dict) else None
+def _custom(known: dict[str, Any]) -> dict[str, Any]:
+    """The user's own headers, which Celery looks for in each message in a way that takes longer than to verify it."""
+    headers = known.get("headers")
+    return headers if isinstance(headers, dict) else {name: known[name] for name in known.keys() - _CELERYS}
 
 
 def _shown(text: object) -> str | None:

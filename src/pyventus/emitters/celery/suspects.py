@@ -9,8 +9,8 @@ waited in a process that died has not been started.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,35 +38,28 @@ class Room:
         self._waiting_alone = 0
         self._changed = threading.Condition()
 
-    @contextmanager
-    def shared(self) -> Generator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """Run beside others; not while one runs alone, or waits for it."""
-        visit = _Visit()
-        try:  # Celery's soft time limit may strike anywhere.
-            if not self._enter_shared(visit, waits=False):
-                off_loop(partial(self._enter_shared, visit))
-            yield
-        finally:
-            self._leave(visit)
+        return _Visit(self, self._enter_shared)
 
-    @contextmanager
-    def alone(self) -> Generator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Run when nothing else does, and let nothing else start meanwhile."""
-        visit = _Visit()
-        try:
-            off_loop(partial(self._enter_alone, visit))
-            yield
-        finally:
-            self._leave(visit)
+        return _Visit(self, lambda visit: off_loop(partial(self._enter_alone, visit)))
 
-    def _enter_shared(self, visit: _Visit, waits: bool = True) -> bool:
+    def _enter_shared(self, visit: _Visit) -> None:
+        if not self._try_shared(visit):
+            off_loop(partial(self._wait_shared, visit))
+
+    def _try_shared(self, visit: _Visit) -> bool:
         with self._changed:
-            while self._inside < 0 or self._waiting_alone:
-                if not waits:
-                    return False
-                self._changed.wait()
+            if self._inside < 0 or self._waiting_alone:
+                return False
             self._inside, visit.weight = self._inside + 1, 1
             return True
+
+    def _wait_shared(self, visit: _Visit) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._try_shared(visit))
 
     def _enter_alone(self, visit: _Visit) -> None:
         with self._changed:
@@ -83,10 +76,23 @@ class Room:
             self._changed.notify_all()
 
 
-class _Visit:
-    """What a visitor has added to those inside."""
+class _Visit(AbstractContextManager[None]):
+    """A stay in a room; ``weight`` is what it has added to those inside."""
 
-    weight = 0
+    def __init__(self, room: Room, enter: Callable[[_Visit], None]) -> None:
+        self.weight = 0
+        self._room = room
+        self._enter = enter
+
+    def __enter__(self) -> None:
+        try:
+            self._enter(self)
+        except BaseException:  # Celery's soft time limit may strike anywhere.
+            self._room._leave(self)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._room._leave(self)
 
 
 def count_start(queue: str, message_id: str) -> Action:
