@@ -83,7 +83,7 @@ def is_expired(emission: Emission) -> bool:
 # -- The way of one handler -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Result:
     """What became of one run of a handler.
 
@@ -100,7 +100,7 @@ class Result:
     is_lost: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """One handler that is to run for an emission.
 
@@ -131,7 +131,7 @@ class Job:
         return replace(self, emission=emission, context=context)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call that a job wants made; its driver decides where."""
 

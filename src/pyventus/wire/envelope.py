@@ -37,7 +37,7 @@ _dump_head = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _parse_head = json.JSONDecoder().raw_decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Envelope:
     """A verified emission whose arguments have not been decoded.
 

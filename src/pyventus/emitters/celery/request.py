@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from datetime import datetime
 from typing import Any
@@ -11,6 +10,7 @@ from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, TimeLimitExceeded, WorkerTerminate
 from celery.worker.request import Request
 
+from pyventus.emitters.celery.plain_json import loads
 from pyventus.errors import Refused
 
 logger = logging.getLogger("pyventus")
@@ -41,7 +41,6 @@ _NEUTRAL: dict[str, Any] = {
     "stamps": None,
     "timelimit": [None, None],
 }
-TYPED = b'"__type__"'
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 
 
@@ -115,9 +114,8 @@ def check_message(message: Any) -> None:
 
 
 def _payload(message: Any) -> Any:
-    # Kombu looks at each object of JSON for one that stands for another type, which takes longer than to read it.
-    if message.content_type == "application/json" and isinstance(message.body, bytes) and TYPED not in message.body:
-        message._decoded_cache = json.loads(message.body.decode())
+    if message.content_type == "application/json" and isinstance(message.body, bytes):
+        message._decoded_cache = loads(message.body.decode())
     return message.payload
 
 

@@ -99,7 +99,7 @@ class EmissionTask(Task):
             if is_batch(text):
                 self._run_batch(str(text))
             else:
-                self._run_one(self.request.id, text)
+                self._run_one(self.request, self.request.id, text)
         except (Ignore, Reject, HandlersFailed, *UNHANDLED):
             raise
         except Exception as error:
@@ -110,14 +110,14 @@ class EmissionTask(Task):
 
     def _run_batch(self, text: str) -> None:
         """Run what a message carries, one after another, each as if it had come in a message of its own."""
-        parts = self._unpack(text)
-        if (self.request.delivery_info or {}).get("redelivered"):
+        parts, request = self._unpack(text), self.request
+        if (request.delivery_info or {}).get("redelivered"):
             # Its process may have died of one of them, and none is to suffer for another.
             return self._send_apart(parts)
         failures: list[tuple[str, str]] = []
         for at, (message_id, part) in enumerate(parts):
             try:
-                self._run_one(message_id, part)
+                self._run_one(request, message_id, part)
             except HandlersFailed as error:
                 failures += error.failures
             except (Ignore, *UNHANDLED):
@@ -128,8 +128,8 @@ class EmissionTask(Task):
         if failures:
             raise HandlersFailed(failures)
 
-    def _run_one(self, message_id: str, text: object) -> None:
-        delivery = Delivery(self.emission_queue, self._open(message_id, text), self.request, current_in_threads(self))
+    def _run_one(self, request: Any, message_id: str, text: object) -> None:
+        delivery = Delivery(self.emission_queue, self._open(message_id, text), request, current_in_threads(self))
         try:
             self._deliver(delivery)
         except (HandlersFailed, *UNHANDLED):

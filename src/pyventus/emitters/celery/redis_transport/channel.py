@@ -5,7 +5,6 @@ It publishes as kombu's does, messages that are not due excepted, and leaves bro
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -20,9 +19,9 @@ from uuid import uuid4
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import loads
 from redis import Redis
 
+from pyventus.emitters.celery.plain_json import loads
 from pyventus.emitters.celery.redis_transport.keys import Keys
 from pyventus.emitters.celery.redis_transport.link import Link
 from pyventus.emitters.celery.redis_transport.scripts import FETCH, PARK
@@ -41,8 +40,6 @@ HELD_SECONDS = 1.0
 PAUSE_SECONDS = 1.0
 # For one answer, unless socket_timeout says otherwise.
 ANSWER_SECONDS = 10.0
-
-TYPED = '"__type__"'
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 # Of kombu's options, those for what is here done otherwise.
@@ -287,7 +284,7 @@ class Channel(stock.Channel):
         if found is None:  # It was taken for dead, or Redis was emptied.
             session.beat(self.link)
             return
-        for id, number, content in zip(range(first, first + room), found[::2], found[1::2], strict=False):
+        for id, (number, content) in enumerate(_entries(found), first):
             name, queue = order[number]
             self._fetched.append(Entry(str(id), name, queue, content))
         self._is_empty = len(self._fetched) < room
@@ -346,10 +343,12 @@ class Channel(stock.Channel):
         self.session.watch(self.link, lists)
         first = self.session.next_ids(1)
         keys = [self.session.in_flight, self.keys.sessions, *self.keys.pairs(lists)]
-        found: Any = FETCH(self.link, keys, self.session.id, first, 1)
-        if not found:
-            return None
-        entry = Entry(str(first), queue, lists[found[0]], found[1])
+        found = FETCH(self.link, keys, self.session.id, first, 1)
+        for number, content in _entries(found or (b"", b"")):
+            return self._got(Entry(str(first), queue, lists[number], content))
+        return None
+
+    def _got(self, entry: Entry) -> Any:
         try:
             message = self._message(_parse(entry.content), entry.id)
         except _MALFORMED as error:
@@ -428,10 +427,17 @@ class Channel(stock.Channel):
         self._own_session = None
 
 
+def _entries(found: tuple[bytes, bytes]) -> Iterator[tuple[int, bytes]]:
+    """The number of the queue of each entry that the script has fetched, and its bytes."""
+    numbers, joined = [int(number) for number in found[0].split()], found[1]
+    start = 0
+    for number, length in zip(numbers[::2], numbers[1::2], strict=True):
+        yield number, joined[start : start + length]
+        start += length
+
+
 def _parse(content: bytes) -> Any:
-    text = content.decode()
-    # Kombu's own reader looks at each object for one that stands for another type.
-    payload = loads(text) if TYPED in text else json.loads(text)
+    payload = loads(content.decode())
     properties = payload["properties"]
     delivery = properties["delivery_info"]
     if not isinstance(delivery["exchange"], str) or not isinstance(delivery["routing_key"], str):

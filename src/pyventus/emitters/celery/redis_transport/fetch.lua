@@ -2,7 +2,8 @@
 --
 -- KEYS: in flight, sessions, then pairs of a landing list and its queue, the first first
 -- ARGV: session, the id of the first entry, how many, then the ids that are finished
--- Returns the number of the queue and the bytes of each entry; nothing if the session is not registered.
+-- Returns the number of the queue and the length of each entry, in one text, and all entries in another, since clients
+-- take longer to read many values than the script to join them; nothing if the session is not registered.
 
 for first = 4, #ARGV, 1000 do
     redis.call('HDEL', KEYS[1], unpack(ARGV, first, math.min(first + 999, #ARGV)))
@@ -10,16 +11,16 @@ end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return false end
 
 local id, room = tonumber(ARGV[2]), tonumber(ARGV[3])
-local found = {}
+local numbers, found = {}, {}
 for number = 3, #KEYS do
     if room == 0 then break end
     local queue = KEYS[number + number % 2]
     -- RPOP comes first: with it the script counts as writing, and a full Redis then lets HSET pass.
     for _, entry in ipairs(redis.call('RPOP', KEYS[number], room) or {}) do
         redis.call('HSET', KEYS[1], id, #queue .. ':' .. queue .. entry)
-        found[#found + 1] = math.floor((number - 3) / 2)
         found[#found + 1] = entry
+        numbers[#found] = math.floor((number - 3) / 2) .. ' ' .. #entry
         id, room = id + 1, room - 1
     end
 end
-return found
+return {table.concat(numbers, ' '), table.concat(found)}
