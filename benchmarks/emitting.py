@@ -79,6 +79,18 @@ def bare_confirmed() -> Send:
     return send
 
 
+def sealed_only() -> Send:
+    """What an emission costs before any broker: its arguments as JSON, its head and its signature."""
+    emissions = [emitter.prepare("order.placed", 0, TEXT) for _ in range(BATCH)]
+
+    def send() -> int:
+        for emission in emissions:
+            queue.message(emission)
+        return BATCH
+
+    return send
+
+
 def emit_many(**options: Any) -> Send:
     emissions = [emitter.prepare("order.placed", 0, TEXT) for _ in range(BATCH)]
 
@@ -118,6 +130,7 @@ WAYS: dict[str, Callable[[], Send]] = {
     "send_task": send_task,
     "bare": bare,
     "bare, confirmed": bare_confirmed,
+    "sealed only": sealed_only,
     "emit_many": emit_many,
     "batches": lambda: emit_many(batch=100),
     "emit in threads": lambda: in_threads(emit),

@@ -38,7 +38,10 @@ FEWER = {"rq": 2_000}
 
 # -- Emitting -----------------------------------------------------------------------------------------------------
 
-WAYS = ("emit", "send_task", "bare", "emit in threads", "send_task in threads", "aemit at once", "send_task at once")
+WAYS = (
+    "emit", "send_task", "bare", "sealed only", "emit in threads", "send_task in threads", "aemit at once",
+    "send_task at once",
+)  # fmt: skip
 
 
 def emit_on_redis(bench: Bench) -> None:
@@ -130,6 +133,11 @@ def celery_workers(bench: Bench, what: str, count: int) -> dict[str, Worker]:
     url = features.redis_url(bench.redis_url)
     fast = {} if url == bench.redis_url else {"own transport, ": url}
     found = dict(stock)
+    if fast and what == "note":
+        # What is left to Celery itself.
+        first = stock["celery, solo"]
+        env = bench.env(BENCH_BROKER=url)
+        found["a task of Celery, own transport, solo"] = Worker(first.fill, first.command, env, count)
     for prefix, broker in {"": bench.redis_url, **fast}.items():
         for pool, number in _our_pools(what):
             way = {"asyncio": {"BENCH_POOL": features.ASYNCIO_POOL}}.get(pool, {})

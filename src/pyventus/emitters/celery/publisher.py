@@ -427,23 +427,23 @@ class _Senders:
         """After an error its connection is of no use any more."""
         with self.lock:
             sender.back_at = time.monotonic()
+            if error is None and not self._waiting:
+                self._idle.append(sender)
+            else:
+                sender.changed.notify()
             if error is not None:
                 self._drop(sender)
-            elif not self._waiting:
-                self._idle.append(sender)
-                sender.lent_for = None
-                return
+                if isinstance(error, BrokerDown):
+                    self._fail(str(error))
+                else:
+                    self._replace()
+            # Last: until then `_take_back` finds it.
             sender.lent_for = None
-            sender.changed.notify()
-            if isinstance(error, BrokerDown):
-                self._fail(str(error))
-            elif error is not None:
-                self._replace()
 
     def _take_back(self, publishing: Publishing) -> None:
         """The thread was interrupted, and what it has left in the connection is unknown."""
         with self.lock:
-            for sender in [each for each in self._senders if each.lent_for is publishing]:
+            for sender in [each for each in (*self._senders, *self._leaving) if each.lent_for is publishing]:
                 if sender in self._idle:
                     self._idle.remove(sender)
                 self._give_back(sender, PublishError(f"it was interrupted; {UNKNOWN}"))

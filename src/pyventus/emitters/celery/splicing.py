@@ -269,9 +269,11 @@ class RedisSplicer(Splicer):
     def make_ready(self) -> None:
         if self._connection is None:
             pool = self._channel._create_client().connection_pool
-            # In RESP3 there come messages between the replies.
             kept = {name: value for name, value in pool.connection_kwargs.items() if not name.startswith("maint_")}
-            self._connection = pool.connection_class(**{**kept, "protocol": 2})
+            self._connection = pool.connection_class(**kept)
+            # In RESP3 there come messages between the replies. A redis-py too old for it takes no such argument.
+            if getattr(self._connection, "protocol", 2) != 2:
+                self._connection = pool.connection_class(**{**kept, "protocol": 2})
         if not (self.is_ready() or self._answers()):
             self._connection.disconnect()
             self._connection.connect()
