@@ -85,7 +85,8 @@ def _save(bench: Bench) -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("samples", {}).update(bench.samples)
     results.setdefault("profiles", {}).update(bench.profiles)
-    results["machine"] = _machine()
+    results["machine"] = machine = _machine()
+    results.setdefault("commits", {}).update(dict.fromkeys([*bench.samples, *bench.profiles], machine["commit"]))
     results["built"] = features.built()
     results["peers"] = peers.versions()
     RESULTS.write_text(json.dumps(_rounded(results), indent=1) + "\n")

@@ -100,7 +100,7 @@ def page(results: dict[str, Any]) -> str:
     samples, machine = results["samples"], results["machine"]
     parts = [
         "# Performance",
-        f"Ratios, measured beside one another in one run on one machine with {machine['cpus']} CPUs, on "
+        f"Ratios, those of a section measured beside one another in one run on one machine with {machine['cpus']} CPUs, on "
         f"{machine['taken']}. Rates of another machine are others, and ratios of runs one after the other may differ by a fifth. `make bench` measures anew "
         "and writes this page from `docs/performance.json`; nobody edits it.",
         *_floors(reach(samples)),
@@ -110,7 +110,7 @@ def page(results: dict[str, Any]) -> str:
         *_memory(samples),
         *_growth(samples),
         *_profiles(results.get("profiles", {})),
-        *_how(machine, results["peers"]),
+        *_how(machine, results["peers"], results["commits"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -284,7 +284,15 @@ def _profiles(profiles: dict[str, Any]) -> list[str]:
 # -- How ----------------------------------------------------------------------------------------------------------
 
 
-def _how(machine: dict[str, Any], pins: dict[str, str]) -> list[str]:
+def _how(machine: dict[str, Any], pins: dict[str, str], commits: dict[str, str]) -> list[str]:
+    earlier: dict[str, list[str]] = {}
+    for section, commit in commits.items():
+        if commit != machine["commit"]:
+            earlier.setdefault(commit, []).append(section)
+    others_measured = [
+        f"Not measured again since commit `{commit}`, and so in another run: {', '.join(sections)}."
+        for commit, sections in earlier.items()
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     others = "\n".join(f"- **{peer.name}** {pins[peer.name]}: {peer.how}" for peer in PEERS)
     in_process = ", ".join(f"{name} {pins[name]}" for name in IN_PROCESS)
@@ -294,6 +302,7 @@ def _how(machine: dict[str, Any], pins: dict[str, str]) -> list[str]:
         f"{in_process}. Everything ran on this machine: an embedded Valkey that writes nothing to disk, for all sides, and a "
         "RabbitMQ. Each side runs in processes of its own. They take turns, in an order that changes from round to round, "
         "so that what else the machine does meets all alike.",
+        *others_measured,
         "Celery: no results, no events, no gossip, no mingle, no heartbeat, `worker_prefetch_multiplier=64`; the same for "
         "Pyventus, which runs in Celery's workers. Pools are `solo`, `threads` with 10 threads (500 for the sleepers) and "
         "`prefork` with 2 processes, Celery's own default on two CPUs.",

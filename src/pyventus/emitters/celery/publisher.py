@@ -408,7 +408,8 @@ class _Senders:
             if sender is not None:
                 error = sender.store_for(publishing, end)
                 self._give_back(sender, error)
-                publishing.error = None if publishing.is_through else error
+                if error is not None and not publishing.is_through:
+                    publishing.error = error
         except BaseException:
             self._take_back(publishing)
             raise
