@@ -86,7 +86,9 @@ def _save(bench: Bench) -> None:
     results.setdefault("samples", {}).update(bench.samples)
     results.setdefault("profiles", {}).update(bench.profiles)
     results["machine"] = machine = _machine()
-    results.setdefault("commits", {}).update(dict.fromkeys([*bench.samples, *bench.profiles], machine["commit"]))
+    results.setdefault("commits", {}).update(
+        dict.fromkeys([*bench.samples, *map("profile of {}".format, bench.profiles)], machine["commit"])
+    )
     results["built"] = features.built()
     results["peers"] = peers.versions()
     RESULTS.write_text(json.dumps(_rounded(results), indent=1) + "\n")

@@ -288,9 +288,9 @@ def _how(machine: dict[str, Any], pins: dict[str, str], commits: dict[str, str])
     earlier: dict[str, list[str]] = {}
     for section, commit in commits.items():
         if commit != machine["commit"]:
-            earlier.setdefault(commit, []).append(section)
+            earlier.setdefault(commit, []).append(section.partition(":")[0])
     others_measured = [
-        f"Not measured again since commit `{commit}`, and so in another run: {', '.join(sections)}."
+        f"Not measured again since commit `{commit}`, and so in another run: {', '.join(dict.fromkeys(sections))}."
         for commit, sections in earlier.items()
     ]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

@@ -38,6 +38,8 @@ IDLE_SECONDS = 25.0
 MOMENT_SECONDS = 0.01
 BODY = "pyventus-body-of-the-message"
 TAG = "pyventus-tag-of-the-message"
+# Of a UUID; ours have to be as long.
+TAG_LENGTH = 36
 
 # What differs where the message comes from a task, each as long as an id.
 PARENT, ROOT = "pyventus-parent-of-the-message-.....", "pyventus-root-of-the-message-......."
@@ -242,10 +244,10 @@ class RedisSplicer(Splicer):
         queue, payload = args
         if queue in (getattr(self._channel, "_expires", None) or ()):
             return None
-        if payload["properties"].get("body_encoding") != "base64":
+        tag = payload["properties"]["delivery_tag"]
+        if payload["properties"].get("body_encoding") != "base64" or len(tag) != TAG_LENGTH:
             return None
         priority = self._channel._get_message_priority(payload, reverse=False)
-        tag = payload["properties"]["delivery_tag"]
         gaps = {"body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}
         if message.options:
             gaps["headers"] = {**payload["headers"], "parent_id": PARENT, "root_id": ROOT}
