@@ -235,6 +235,10 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/task.py", "return self._send_apart(parts[at:])", "break",
         "tests/functional/test_batches.py::test_a_time_limit_between_two_of_them",
     ),
+    "take no task for a parent": Mutant(
+        f"{CELERY}/queue.py", "return _in_tasks is None or bool(_in_tasks)", "return False",
+        "tests/functional/test_emitting_many.py::test_a_task_of_the_users_is_named_as_the_parent",
+    ),
     "take the ids of a task from the first": Mutant(
         f"{CELERY}/splicing.py", "            middle = _of_task(middle, message)\n", "            pass\n",
         "tests/functional/test_emitting_many.py::test_what_differs_from_task_to_task",

@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 from amqp.exceptions import NotFound
 from celery import Celery, signals
+from celery.app.trace import build_tracer
 from kombu import Queue as KombuQueue
 
 from pyventus import Emission, EmitError
@@ -155,6 +156,22 @@ def test_what_differs_from_task_to_task(broker_url: str, queue: str, valkey: Val
     assert [[each["parent_id"], each["root_id"]] for each in headers[3:]] == [
         [None, each["id"]] for each in headers[3:]
     ]
+
+
+def test_a_task_of_the_users_is_named_as_the_parent(redis_url: str, queue_name: str, valkey: Valkey) -> None:
+    """And not by what is emitted before and after it."""
+    emitter = make_emitter(redis_url, queue_name)
+
+    def emit_inside() -> None:
+        emitter.emit("Inside")
+
+    task = emitter._queues[0].app.task(emit_inside, name="users.own")
+    emitter.emit("Before")
+    build_tracer(task.name, task, app=task.app)("the task", (), {}, {"id": "the task", "root_id": "the first"})
+    emitter.emit("After")
+    headers = [each["headers"] for each in raw_messages(redis_url, queue_name, valkey)]
+    ids = [(each["shadow"], each["parent_id"], each["root_id"] == each["id"] or each["root_id"]) for each in headers]
+    assert ids == [("Before", None, True), ("Inside", "the task", "the first"), ("After", None, True)]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
