@@ -23,7 +23,6 @@ ROOT = Path(__file__).parents[2]
 COUNT = 1000
 
 
-@pytest.mark.timeout(120)
 def test_a_thousand_emissions_of_mixed_kinds(
     broker_url: str, queue_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,6 @@ def test_a_neighbour_in_the_same_emission_is_not_given_up(
     assert starts(file) == MAX_STARTS
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("pool", [{"pool": "threads"}, ASYNCIO], ids=["threads", "asyncio"])
 def test_neighbours_in_the_same_process_are_not_given_up(
     pool: dict[str, Any], amqp_url: str, queue_name: str, tmp_path: Path

@@ -15,8 +15,6 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-pytestmark = pytest.mark.timeout(180)
-
 # pyright finds the package through the first Python on the PATH.
 ENV = {
     **os.environ,
