@@ -196,8 +196,12 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
     ),
     "splice the text of the first": Mutant(
-        f"{CELERY}/splicing.py", "template.splice(copy.message,", "template.splice(copies[0].message,",
+        f"{CELERY}/splicing.py", "[self._push(copy) for", "[self._push(copies[0]) for",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
+    "take what Redis refuses for stored": Mutant(
+        f"{CELERY}/splicing.py", 'if reply.startswith(b":"):', "if reply:",
+        "tests/functional/test_emitting_many.py::test_a_redis_that_is_full_has_stored_some",
     ),
     "run again together what a process may have died of": Mutant(
         f"{CELERY}/task.py", "            return self._send_apart(parts)\n", "            pass\n",

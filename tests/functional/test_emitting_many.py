@@ -273,6 +273,20 @@ def test_the_error_has_those_that_are_not_stored(amqp_url: str, queue_name: str,
         RabbitMQ(amqp_url).delete(full, other)
 
 
+def test_a_redis_that_is_full_has_stored_some(queue_name: str) -> None:
+    """Memory runs out in the midst of them, and what it took is known one by one."""
+    with Valkey() as server, server.client() as client:
+        emitter = make_emitter(server.url, queue_name)
+        emitter.emit("Event")
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_500_000)
+        events = [emitter.prepare("Event", "x" * 1000) for _ in range(1000)]
+        with pytest.raises(EmitError, match=r"of 1,000 emissions were not confirmed .* OOM") as caught:
+            emitter.emit_many(events)
+        stored = {json.loads(text)["headers"]["id"] for text in client.lrange(queue_name, 0, -2)}
+    assert 0 < len(stored) < 1000
+    assert {emission.id for emission in caught.value.emissions} == set(ids_of(events)) - stored
+
+
 def test_a_queue_that_was_deleted_meanwhile_is_made_again(amqp_url: str, queue_name: str, valkey: Valkey) -> None:
     emitter = make_emitter(amqp_url, queue_name)
     emitter.emit_many(["Event"] * 3)

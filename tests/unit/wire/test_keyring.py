@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hmac
 import pickle
 import traceback
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import pytest
@@ -31,6 +33,14 @@ def test_rotation() -> None:
     assert not new.verify(old.key_id or "", b"x", old.sign(b"x"))
     assert not both.verify(new.key_id or "", b"x", old.sign(b"x"))
     assert len(both) == 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 64, 1000, 100_000])
+def test_a_tag_is_an_hmac(size: int) -> None:
+    """Of the derived key, as any other implementation makes it."""
+    key = hmac.digest(b"secret", b"pyventus wire v1: signing", "sha256")
+    expected = urlsafe_b64encode(hmac.digest(key, b"x" * size, "sha256")).decode().rstrip("=")
+    assert Keyring("secret").sign(b"x" * size) == expected
 
 
 @pytest.mark.parametrize("tag", ["", "x" * 43, "é" * 43, "prefix"])

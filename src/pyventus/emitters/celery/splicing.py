@@ -12,7 +12,7 @@ import struct
 import time
 from base64 import b64decode
 from binascii import b2a_base64
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyventus.emitters.celery.publisher import Message, Publishing
 
 MAX_KINDS = 1000
-REPLIES_BYTES = 4096
+REPLIES_BYTES = 16384
 # A firewall may have forgotten a connection that was idle for longer, without a word.
 IDLE_SECONDS = 25.0
 # What was seen to be open so long ago is taken to be so: to look takes a twentieth of an emit.
@@ -79,8 +79,9 @@ class Splicer:
         self._app = app
         self._channel = channel
         self._sends_events = bool(app.conf.task_send_sent_event)
-        self._is_wrapped = _is_wrapped(Celery.send_task) or _is_wrapped(app.amqp.Producer.publish)
-        self._calls = Celery.send_task, app.amqp.Producer.publish
+        self._producer = app.amqp.Producer
+        self._is_wrapped = _is_wrapped(Celery.send_task) or _is_wrapped(self._producer.publish)
+        self._calls = Celery.send_task, self._producer.publish
         self._templates: dict[Kind, Any] = {}
         self._seen_at = -math.inf
 
@@ -129,7 +130,7 @@ class Splicer:
             or signals.after_task_publish.receivers
             or self._sends_events
             or self._is_wrapped
-            or self._calls != (type(self._app).send_task, self._app.amqp.Producer.publish)
+            or self._calls != (type(self._app).send_task, self._producer.publish)
         )
 
     def is_ready(self) -> bool:
@@ -204,9 +205,11 @@ def _of_task(around: bytes, message: Message) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An entry of a Redis list: what stands before its body, its delivery tag and its end, without the id."""
+    """The command that pushes an entry of a list: what stands before the entry, its body, its delivery tag and its
+    end, without the id.
+    """
 
-    key: bytes
+    command: bytes
     body: _Body
     head: bytes
     middle: tuple[bytes, ...]
@@ -214,18 +217,18 @@ class _Entry:
     length: int
 
     def splice(self, message: Message, tag: bytes) -> bytes:
-        """The entry as an argument of a command."""
+        """The command that pushes the entry of a message."""
         id, body = message.id.encode(), b2a_base64(self.body.of(message.text), newline=False)
         middle = id.join(self.middle)
         if message.options:
             middle = _of_task(middle, message)
-        return b"$%d\r\n%b%b%b%b%b\r\n" % (
-            self.length + len(body), self.head, body, middle, tag, id.join(self.tail)
+        return b"%b$%d\r\n%b%b%b%b%b\r\n" % (
+            self.command, self.length + len(body), self.head, body, middle, tag, id.join(self.tail)
         )  # fmt: skip
 
 
 class RedisSplicer(Splicer):
-    """Pushes all that goes to one list at once.
+    """Pushes many at once.
 
     The commands are written and their replies read here: redis-py takes longer for it than Redis, waits for each read
     anew, so that a deadline passes, and what it sends again by itself is stored twice.
@@ -255,12 +258,14 @@ class RedisSplicer(Splicer):
         head, _, rest = text.partition(BODY.encode())
         middle, _, tail = rest.partition(TAG.encode())
         id, whole = message.id.encode(), dumps(payload).encode()
+        key = f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode()
         entry = _Entry(
-            f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode(),
+            b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(key), key),
             _Body.around(message.text, b64decode(payload["body"])),
             head, tuple(middle.split(id)), tuple(tail.split(id)), len(whole) - len(payload["body"]),
         )  # fmt: skip
-        return entry if entry.splice(message, tag.encode()) == b"$%d\r\n%b\r\n" % (len(whole), whole) else None
+        command = b"%b$%d\r\n%b\r\n" % (entry.command, len(whole), whole)
+        return entry if entry.splice(message, tag.encode()) == command else None
 
     def is_ready(self) -> bool:
         if self._connection is None or self._connection._sock is None:
@@ -298,43 +303,31 @@ class RedisSplicer(Splicer):
         return True
 
     def send(self, copies: Sequence[Copy], end: float) -> None:
-        lists = _by_list(copies)
         sock = self._connection._sock
-        send_all(sock, b"".join([self._push(key, pushed) for key, pushed in lists.items()]), end)
+        send_all(sock, b"".join([self._push(copy) for copy in copies]), end)
         replies = b""
-        while replies.count(b"\r\n") < len(lists):
+        while replies.count(b"\r\n") < len(copies):
             replies += receive(sock, REPLIES_BYTES, end)
-        for pushed, reply in zip(lists.values(), replies.split(b"\r\n"), strict=False):
-            _check(reply)
-            for copy in pushed:
+        refusal = b""
+        for copy, reply in zip(copies, replies.split(b"\r\n"), strict=False):
+            if reply.startswith(b":"):
                 copy.message.is_stored = True
+            else:
+                refusal = refusal or reply
+        if refusal:
+            raise _refused(refusal[1:].decode("utf-8", "replace"))
         self._seen_at = time.monotonic()
 
-    def _push(self, key: bytes, copies: Sequence[Copy]) -> bytes:
-        parts = [b"*%d\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(copies) + 2, len(key), key)]
-        parts += [
-            copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count))) for copy in copies
-        ]  # fmt: skip
-        return b"".join(parts)
+    def _push(self, copy: Copy) -> bytes:
+        command: bytes = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
+        return command
 
 
-def _by_list(copies: Sequence[Copy]) -> Mapping[bytes, Sequence[Copy]]:
-    if len(copies) == 1:
-        return {copies[0].template.key: copies}
-    lists: dict[bytes, list[Copy]] = {}
-    for copy in copies:
-        lists.setdefault(copy.template.key, []).append(copy)
-    return lists
-
-
-def _check(reply: bytes) -> None:
-    if reply.startswith(b":"):
-        return
+def _refused(text: str) -> Exception:
     from redis.exceptions import BusyLoadingError, ResponseError
 
-    text = reply[1:].decode("utf-8", "replace")
     # So redis-py has it: what cannot be done is an error of the command, and what is being loaded is none yet.
-    raise BusyLoadingError(text) if text.startswith("LOADING ") else ResponseError(text)
+    return BusyLoadingError(text) if text.startswith("LOADING ") else ResponseError(text)
 
 
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import json.encoder
+from collections.abc import Sequence
 from typing import Any
 
 from pyventus.errors import NotSerializable
 from pyventus.wire.base import Content, ContentSerializer
 from pyventus.wire.json.base import MAX_DEPTH, MAX_ITEMS, Unfit
 from pyventus.wire.json.decoding import Decoder, parse
-from pyventus.wire.json.encoding import Encoder
+from pyventus.wire.json.encoding import Encoder, is_plain
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "JSONSerializer"]
 
@@ -27,7 +28,7 @@ _chunks = _make and _make(
 )  # fmt: skip
 
 
-def _write(value: list[Any]) -> str:
+def _write(value: Sequence[Any]) -> str:
     return "".join(_chunks(value, 0)) if _chunks is not None else _encoder.encode(value)
 
 
@@ -46,7 +47,7 @@ class JSONSerializer(ContentSerializer):
 
     def pack(self, content: Content) -> bytes:
         try:
-            return _write(Encoder().content(content)).encode("ascii")
+            return _write(content if is_plain(content) else Encoder().content(content)).encode("ascii")
         except Unfit as unfit:
             raise NotSerializable(unfit.text(content[0])) from unfit.__cause__
 
