@@ -31,6 +31,7 @@ WIRE = "src/pyventus/wire"
 LOSSES = "tests/functional/test_worker_losses.py"
 SUSPECTS = "tests/functional/test_suspects.py"
 LEDGER = "tests/functional/test_ledger_worker.py"
+LOOPS = "tests/functional/test_emitting_in_loops.py"
 MESSAGES = "tests/functional/test_worker_messages.py"
 LOAD = "tests/chaos/test_load.py"
 POISON = "tests/chaos/test_poison.py"
@@ -202,6 +203,33 @@ MUTANTS: dict[str, Mutant] = {
     "take what Redis refuses for stored": Mutant(
         f"{CELERY}/splicing.py", 'if reply.startswith(b":"):', "if reply:",
         "tests/functional/test_emitting_many.py::test_a_redis_that_is_full_has_stored_some",
+    ),
+    "lend all connections to loops": Mutant(
+        f"{CELERY}/publisher.py", "if len(self._flights) < MAX_SENDERS - 1 else", "if True else",
+        f"{LOOPS}::test_an_emit_on_a_loop_whose_messages_are_on_their_way",
+    ),
+    "leave what was lent to loops that are closed": Mutant(
+        f"{CELERY}/publisher.py", "if flight.loop.is_closed():", "if False:",
+        f"{LOOPS}::test_loops_that_end_amid_a_round_trip_take_no_connection_with_them",
+    ),
+    "leave what was lent to loops that stand still": Mutant(
+        f"{CELERY}/publisher.py", "                self._drop(flight.sender)\n", "                pass\n",
+        f"{LOOPS}::test_a_loop_that_stands_still_amid_a_round_trip",
+    ),
+    "send what was cancelled before its turn was over": Mutant(
+        f"{CELERY}/publisher.py", "< each.end and not each.future.done()]", "< each.end]",
+        f"{LOOPS}::test_what_is_cancelled_before_its_turn_is_over_is_not_sent",
+    ),
+    "give all up at the first deadline of a round trip": Mutant(
+        f"{CELERY}/publisher.py",
+        "isinstance(flight, Flight) and all(each.future.done() for each in flight.publishings)",
+        "isinstance(flight, Flight)",
+        f"{LOOPS}::test_each_ends_at_its_own_deadline",
+    ),
+    "send the first part of what the broker takes in parts": Mutant(
+        f"{CELERY}/flights.py", "self._left = self._left[self._socket.send(self._left) :]",
+        "self._left = self._left[: self._socket.send(self._left) * 0]",
+        f"{LOOPS}::test_what_is_large_is_sent_as_the_broker_takes_it",
     ),
     "run again together what a process may have died of": Mutant(
         f"{CELERY}/task.py", "            return self._send_apart(parts)\n", "            pass\n",

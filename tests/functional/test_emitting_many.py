@@ -202,7 +202,7 @@ def test_nothing_comes_between_the_replies(redis_url: str, queue_name: str, valk
     emitter.emit_many(["Event"] * 3)
     emitter.emit_many(["Event"] * 3)
     (sender,) = emitter._queues[0].publisher._senders._idle
-    host, port = sender._splicer._connection._sock.getsockname()  # type: ignore[union-attr]
+    host, port = sender.splicer._connection._sock.getsockname()  # type: ignore[union-attr]
     with valkey.client() as client:
         (pushing,) = [each for each in client.client_list() if each["addr"] == f"{host}:{port}"]
     assert [pushing[name] for name in ("cmd", "resp")] == ["lpush", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -26,6 +27,7 @@ from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
 from tests.brokers import FreezableProxy, Valkey, refused_port
 from tests.functional.apps.support import wait_until
+from tests.functional.test_emitting_in_loops import emit_at_once
 
 OPTIONS = {"dead_after": 1.5}
 KEYS = places.Keys("")
@@ -403,7 +405,8 @@ def test_emitting_through_tls(scheme: str, own_url: str, client: redis.Redis, qu
         proxy.cut()
         time.sleep(0.1)
         emitter.emit("Event")
-        assert client.llen(queue_name) == 45
+        asyncio.run(emit_at_once(emitter, 40, "x" * 100_000))
+        assert client.llen(queue_name) == 85
 
 
 # -- Delays -------------------------------------------------------------------------------------------------------

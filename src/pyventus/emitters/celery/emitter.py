@@ -60,15 +60,22 @@ class CeleryEventEmitter(EventEmitter):
             each.check_app()
 
     def _process(self, emission: Emission) -> None:
-        queue = self._queues[0]
-        if len(self._queues) > 1 or queue.is_eager:
-            return self._process_many([emission])
         end = time.monotonic() + self._timeout
-        self._check_reachable(emission)
-        message = queue.message(emission)
+        addressed = self._seal_alone(emission)
+        if addressed is None:
+            return self._process_many([emission])
+        queue, message = addressed
         publishing = queue.publisher.store([message], end)
         if publishing.error is not None:
-            _raise_failures([(emission, [(queue, message)])], [publishing])
+            _raise_failures([(emission, [addressed])], [publishing])
+
+    def _seal_alone(self, emission: Emission) -> Addressed | None:
+        """The one message of an emission; None: there are several queues, or it runs in this process."""
+        queue = self._queues[0]
+        if len(self._queues) > 1 or queue.is_eager:
+            return None
+        self._check_reachable(emission)
+        return queue, queue.message(emission)
 
     def _process_many(self, emissions: list[Emission], batch: int = 1) -> None:
         end = time.monotonic() + self._timeout
@@ -96,14 +103,23 @@ class CeleryEventEmitter(EventEmitter):
             EmitError: as `send`.
         """
         self._accept(emission)
-        await self._asend_all([emission])
+        end = time.monotonic() + self._timeout
+        addressed = self._seal_alone(emission)
+        if addressed is None:
+            await self._asend_all([emission])
+            return emission
+        queue, message = addressed
+        publishing = queue.publisher.start_soon([message], end)
+        await publishing.wait_async(end)
+        if publishing.error is not None:
+            _raise_failures([(emission, [addressed])], [publishing])
         return emission
 
     async def _asend_all(self, emissions: list[Emission], batch: int = 1) -> None:
         end = time.monotonic() + self._timeout
         eager = self._eager_queues()
         sealed = self._seal_all(emissions, eager, batch)
-        publishings = [publisher.start(*messages) for publisher, messages in _batches(sealed, eager)]
+        publishings = [publisher.start_soon(messages, end) for publisher, messages in _batches(sealed, eager)]
         await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
         _raise_failures(sealed, publishings)
         if eager:

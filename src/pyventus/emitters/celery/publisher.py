@@ -2,8 +2,8 @@
 
 Connecting, and all that Celery and its drivers do, happens in threads of the publisher's own, because nothing else
 bounds it: neither a name look-up nor a peer that trickles bytes ends at a socket timeout. Such a thread lends its
-connection, once that is open, to whoever emits what is like an earlier message: two switches of threads would take as
-long as all else.
+connection, once that is open, to whoever emits what is like an earlier message, a thread or a loop: two switches of
+threads would take as long as all else.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import math
 import os
 import time
 from collections import deque
@@ -29,6 +30,7 @@ from kombu.exceptions import OperationalError
 
 from pyventus import native
 from pyventus.emitters.celery.delays import Delays
+from pyventus.emitters.celery.flights import Flight
 from pyventus.emitters.celery.sockets import is_past, is_quiet
 from pyventus.emitters.celery.splicing import Copy, Splicer, splicer_of
 from pyventus.errors import describe_error
@@ -41,16 +43,21 @@ MAX_SENDERS = 4
 MAX_LEAVING = 20
 # Messages in one round trip.
 MAX_TOGETHER = 1000
+# Messages that a loop sends itself; to make more of them would hold it up.
+MAX_IN_FLIGHT = 100
 IDLE_SECONDS = 300.0
 FAIL_FAST_SECONDS = 1.0
 # Ends a read that hangs in a thread that nobody waits for any more.
 SOCKET_SECONDS = 30.0
 # Then a thread that has not ended is one that bytes trickle to.
 TRICKLE_SECONDS = 45.0
+# Then a loop that should have given up does not run.
+LOST_SECONDS = 1.0
 
 NOT_SENT = "it was not sent"
 UNKNOWN = "whether it was stored is unknown"
 TOO_LATE = f"the broker did not answer within the deadline; {UNKNOWN}"
+INTERRUPTED = f"it was interrupted; {UNKNOWN}"
 
 
 class PublishError(Exception):
@@ -117,11 +124,12 @@ class Work:
         # Receivers of before_task_publish, such as those of tracing, see the caller's context.
         self.context: Context = copy_context()
         # Of an error as a result: asyncio would report an exception that came after its waiter had left.
-        self.future: Future[BaseException | None] = native.shared(Future())
+        self.future: Future[BaseException | None] | asyncio.Future[BaseException | None] = native.shared(Future())
 
     def wait(self, end: float) -> None:
         """Wait until it is done or has failed, at the latest until ``end``."""
         try:
+            assert isinstance(self.future, Future)
             self.error = self.future.result(max(0.0, end - time.monotonic()))
         except BaseException as error:
             if not (isinstance(error, TimeoutError) and is_past(end)):
@@ -129,34 +137,21 @@ class Work:
                 raise
             self.error = self._senders.give_up(self)
 
-    async def wait_async(self, end: float) -> None:
-        """As `wait`, without blocking the running loop."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        wakes = _wakes_of(loop)
-        self.future.add_done_callback(lambda _: wakes.wake(waiter))
-        timer = loop.call_later(max(0.0, end - time.monotonic()), _wake, waiter)
-        try:
-            await waiter
-        except BaseException:
-            self._senders.withdraw(self)
-            raise
-        finally:
-            timer.cancel()
-        self.error = self._senders.give_up(self)
+
+Waiter = asyncio.Future[BaseException | None]
 
 
 class _Wakes:
     """Wakes what waits on one loop; what ends at one time wakes it once, which takes a system call."""
 
     def __init__(self) -> None:
-        self._ended: deque[asyncio.Future[None]] = deque()
+        self._ended: deque[tuple[Waiter, BaseException | None]] = deque()
         # Empty while the loop is going to look.
         self._idle: list[None] = [None]
 
-    def wake(self, waiter: asyncio.Future[None]) -> None:
+    def wake(self, waiter: Waiter, error: BaseException | None) -> None:
         """Called by any thread."""
-        self._ended.append(waiter)
+        self._ended.append((waiter, error))
         if _take(self._idle):
             with contextlib.suppress(RuntimeError):  # The loop is closed, and nobody waits there.
                 waiter.get_loop().call_soon_threadsafe(self._wake_all)
@@ -164,12 +159,9 @@ class _Wakes:
     def _wake_all(self) -> None:
         self._idle.append(None)
         while self._ended:
-            _wake(self._ended.popleft())
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+            waiter, error = self._ended.popleft()
+            if not waiter.done():
+                waiter.set_result(error)
 
 
 _wakes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakes] = WeakKeyDictionary()
@@ -188,11 +180,40 @@ class Publishing(Work):
 
     Attributes:
         messages: which ones, all for one queue.
+        end: when who emits gives up, by ``time.monotonic()``.
     """
 
-    def __init__(self, messages: Sequence[Message], senders: _Senders) -> None:
+    def __init__(self, messages: Sequence[Message], senders: _Senders, end: float = math.inf) -> None:
         super().__init__(senders)
         self.messages = messages
+        self.end = end
+
+    def begin_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A loop is going to send them, which runs."""
+        self.context = copy_context()
+        self.future = self._waiter = loop.create_future()
+
+    def leave_loop(self) -> None:
+        """Another thread is going to send them in its place."""
+        waiter = self._waiter
+        wakes = _wakes_of(waiter.get_loop())
+        self.future = native.shared(Future())
+        self.future.add_done_callback(lambda future: wakes.wake(waiter, future.result()))
+
+    async def wait_async(self, end: float) -> None:
+        """As `wait`, without blocking the loop that it began in."""
+        timer = self._waiter.get_loop().call_later(max(0.0, end - time.monotonic()), self._give_up)
+        try:
+            self.error = await self._waiter
+        except BaseException:
+            self._senders.withdraw(self)
+            raise
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        if not self._waiter.done():
+            self._senders.give_up(self)
 
     @property
     def queue(self) -> str:
@@ -234,6 +255,18 @@ class Publisher:
         self._renew_after_fork()
         publishing = Publishing(messages, self._senders)
         self._senders.start(publishing)
+        return publishing
+
+    def start_soon(self, messages: Sequence[Message], end: float) -> Publishing:
+        """Have the running loop send messages when this turn of it is over, with what else is emitted in it.
+
+        Args:
+            messages: which ones.
+            end: when to give up, by ``time.monotonic()``.
+        """
+        self._renew_after_fork()
+        publishing = Publishing(messages, self._senders, end)
+        self._senders.start_soon(publishing)
         return publishing
 
     def store(self, messages: Sequence[Message], end: float) -> Publishing:
@@ -323,14 +356,21 @@ class _Senders:
         # Those that wait for work; the last one has waited the least.
         self._idle: list[Sender] = []
         self._leaving: dict[Sender, float] = {}
+        # What each loop emits in the turn that it is in.
+        self._turns: dict[asyncio.AbstractEventLoop, list[Publishing]] = {}
+        self._flights: set[Flight] = set()
         self._failed_at: float | None = None
         self._failure = ""
 
     def start(self, work: Work) -> None:
         """Queue work for the next free sender, or refuse it at once."""
         work.begin()
+        self._queue(work)
+
+    def _queue(self, work: Work) -> None:
         with self.lock:
             self._interrupt_old()
+            self._end_lost()
             refusal = self._refusal()
             if refusal is None:
                 self._waiting.append(work)
@@ -414,13 +454,15 @@ class _Senders:
             self._take_back(publishing)
             raise
 
-    def _lend(self, publishing: Publishing) -> Sender | None:
+    def _lend(self, borrower: Publishing | Flight) -> Sender | None:
         with self.lock:
+            if self._flights:
+                self._end_lost()
             if not self._idle or self._waiting or self._leaving or self._failed_at is not None:
                 return None
             # In an order in which `_take_back` finds it, wherever the thread is interrupted.
             sender = self._idle[-1]
-            sender.lent_for = publishing
+            sender.lent_for = borrower
             self._idle.pop()
             return sender
 
@@ -428,11 +470,12 @@ class _Senders:
         """After an error its connection is of no use any more."""
         with self.lock:
             sender.back_at = time.monotonic()
-            if error is None and not self._waiting:
+            is_here = sender in self._senders
+            if is_here and error is None and not self._waiting:
                 self._idle.append(sender)
             else:
                 sender.changed.notify()
-            if error is not None:
+            if is_here and error is not None:
                 self._drop(sender)
                 if isinstance(error, BrokerDown):
                     self._fail(str(error))
@@ -441,13 +484,88 @@ class _Senders:
             # Last: until then `_take_back` finds it.
             sender.lent_for = None
 
-    def _take_back(self, publishing: Publishing) -> None:
+    def _take_back(self, borrower: Publishing | Flight) -> None:
         """The thread was interrupted, and what it has left in the connection is unknown."""
         with self.lock:
-            for sender in [each for each in (*self._senders, *self._leaving) if each.lent_for is publishing]:
+            for sender in [each for each in (*self._senders, *self._leaving) if each.lent_for is borrower]:
                 if sender in self._idle:
                     self._idle.remove(sender)
-                self._give_back(sender, PublishError(f"it was interrupted; {UNKNOWN}"))
+                self._give_back(sender, PublishError(INTERRUPTED))
+
+    # -- What loops send themselves ---------------------------------------------------------------------------
+
+    def start_soon(self, publishing: Publishing) -> None:
+        """Have the running loop send it when this turn of it is over, or a sender what takes long."""
+        loop = asyncio.get_running_loop()
+        publishing.begin_in(loop)
+        if self._is_patched or len(publishing.messages) > MAX_IN_FLIGHT:
+            self._send_elsewhere(publishing)
+        elif loop in self._turns:
+            self._turns[loop].append(publishing)
+        else:
+            self._turns[loop] = [publishing]
+            loop.call_soon(self._end_turn, loop)
+
+    def _send_elsewhere(self, publishing: Publishing) -> None:
+        publishing.leave_loop()
+        self._queue(publishing)
+
+    def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what the turn has emitted, over one connection if one is at rest; what cannot go so, senders send."""
+        # Whose deadline has passed will find that it was not sent.
+        turn = [each for each in self._turns.pop(loop) if time.monotonic() < each.end and not each.future.done()]
+        flight = Flight(loop, self._land)
+        try:
+            # One is left to what the thread of the loop emits by `emit`, and then waits for.
+            sender = self._lend(flight) if len(self._flights) < MAX_SENDERS - 1 else None
+            if sender is not None:
+                self._flights.add(flight)
+                if not sender.fly(flight, turn):
+                    self._flights.discard(flight)
+                    self._give_back(sender, None)
+        except BaseException:
+            self._take_back(flight)
+            self._settle(flight, PublishError(INTERRUPTED))
+            raise
+        finally:
+            for each in turn:
+                if each.sender is None:
+                    self._send_elsewhere(each)
+
+    def _land(self, flight: Flight, error: BaseException | None) -> None:
+        failure: BaseException | None = PublishError(INTERRUPTED)
+        try:
+            if error is None or isinstance(error, PublishError):
+                failure = error
+            else:
+                failure = flight.sender.explain(error, flight.publishings[0], flight.end)
+        finally:
+            self._settle(flight, failure)
+            self._give_back(flight.sender, failure)
+
+    def _settle(self, flight: Flight, failure: BaseException | None) -> None:
+        with self.lock:
+            self._flights.discard(flight)
+            for each in flight.publishings:
+                if each.future.done():
+                    continue
+                if each.is_through:
+                    each.future.set_result(None)
+                elif failure is not None:
+                    each.future.set_result(failure)
+                else:
+                    self._send_elsewhere(each)  # RabbitMQ has returned it, and a sender declares its queue.
+
+    def _end_lost(self) -> None:
+        """Take back what was lent to loops that were closed, or stopped, before they had their answer."""
+        for flight in [each for each in list(self._flights) if each.publishings]:
+            if flight.loop.is_closed():
+                self._flights.discard(flight)
+                self._take_back(flight)
+            elif time.monotonic() > flight.end + LOST_SECONDS and flight.sender in self._senders:
+                self._drop(flight.sender)
+                with contextlib.suppress(RuntimeError):
+                    flight.loop.call_soon_threadsafe(flight.finish, BrokerDown(TOO_LATE))
 
     def _replace(self) -> None:
         """Others may wait for a sender that leaves."""
@@ -498,12 +616,19 @@ class _Senders:
             if self._withdraw(work):
                 return PublishError(f"all connections were busy until the deadline, and {NOT_SENT}")
             sender = work.sender
-            assert sender is not None, "it neither waits nor is it being done"
-            error = BrokerDown(TOO_LATE)
+            error: PublishError = BrokerDown(TOO_LATE)
+            if sender is None:
+                error = PublishError(f"the event loop was busy until the deadline, and {NOT_SENT}")
             work.future.set_result(error)
-            self._drop(sender)
-            sender.abandon()
-            self._fail("it did not answer within the deadline")
+            if sender is None:
+                return error
+            if sender in self._senders:
+                self._drop(sender)
+                sender.abandon()
+                self._fail("it did not answer within the deadline")
+            flight = sender.lent_for
+            if isinstance(flight, Flight) and all(each.future.done() for each in flight.publishings):
+                flight.finish(error)
             return error
 
     def withdraw(self, work: Work) -> None:
@@ -550,10 +675,10 @@ class Sender:
         self._driver = ""
         self._producer: Any = None
         self._delays: Delays | None = None
-        self._splicer: Splicer | None = None
+        self.splicer: Splicer | None = None
         self._returned: BaseException | None = None
         self.changed = native.new_condition(senders.lock)
-        self.lent_for: Publishing | None = None
+        self.lent_for: Publishing | Flight | None = None
         self.back_at = 0.0
         self.is_over = False
         self._is_abandoned = False
@@ -628,21 +753,21 @@ class Sender:
         self._store_together(copies)
 
     def _store_together(self, copies: list[Copy]) -> None:
-        if self._splicer is None or not copies:
+        if self.splicer is None or not copies:
             return
         self._at = {copy.publishing for copy in copies}
         try:
-            self._interruptibly(self._splicer.make_ready)
+            self._interruptibly(self.splicer.make_ready)
         except Exception as error:
             raise self._explain(BrokerDown, error, NOT_SENT) from None
         self._check_abandoned()
-        self._splicer.send(copies, time.monotonic() + SOCKET_SECONDS)
+        self.splicer.send(copies, time.monotonic() + SOCKET_SECONDS)
         for copy in copies:
             if not copy.message.is_stored:
                 self._store_of(copy.publishing, copy.message)
 
     def _copy(self, message: Message, publishing: Publishing) -> Copy | None:
-        splicer = self._splicer
+        splicer = self.splicer
         return None if splicer is None or splicer.is_watched() else splicer.copy(message, publishing)
 
     def _store_of(self, publishing: Publishing, message: Message) -> None:
@@ -667,7 +792,7 @@ class Sender:
         assert self._delays is not None
         self._returned = None
         delayed = self._delays.options(message.queue, message.options)
-        with self._splicer.recorded(message) if self._splicer is not None else contextlib.nullcontext():
+        with self.splicer.recorded(message) if self.splicer is not None else contextlib.nullcontext():
             self._app.send_task(
                 message.task, args=(message.text,), task_id=message.id, queue=message.queue, shadow=message.shadow,
                 argsrepr="(...)", kwargsrepr="{}", serializer="json", ignore_result=True, add_to_parent=False,
@@ -689,24 +814,57 @@ class Sender:
         Returns:
             What makes the connection useless; None, with nothing sent, also if one of them has to go another way.
         """
-        splicer = self._splicer
-        if splicer is None or splicer.is_watched() or not splicer.is_ready():
+        splicer = self.splicer
+        if splicer is None or not self._is_ready():
             return None
-        copies = []
-        for message in publishing.messages:
-            copy = splicer.copy(message, publishing)
-            if copy is None:
-                return None
-            copies.append(copy)
+        copies = self._copies(publishing)
+        if copies is None:
+            return None
         try:
             splicer.send(copies, end)
         except Exception as error:
-            if isinstance(error, TimeoutError) and is_past(end):
-                return BrokerDown(TOO_LATE)
-            if isinstance(error, TimeoutError) or not isinstance(error, self._errors):
-                raise  # It came from outside, such as from a signal handler of the user's.
-            return self._explain_failure(error, publishing)
+            return self.explain(error, publishing, end)
         return None
+
+    def fly(self, flight: Flight, publishings: Sequence[Publishing]) -> bool:
+        """Have a loop that has borrowed this sender send what is like earlier messages; whether it does."""
+        if not self._is_ready():
+            return False
+        copies: list[Copy] = []
+        flying = []
+        for publishing in publishings:
+            made = self._copies(publishing)
+            if made is not None and len(copies) + len(made) <= MAX_TOGETHER:
+                flying.append(publishing)
+                copies += made
+        return bool(flying) and flight.begin(self, flying, copies)
+
+    def _is_ready(self) -> bool:
+        splicer = self.splicer
+        return splicer is not None and not splicer.is_watched() and splicer.is_ready()
+
+    def _copies(self, publishing: Publishing) -> list[Copy] | None:
+        """All of it as copies of earlier messages; None: a part of it has to go another way."""
+        assert self.splicer is not None
+        copies = []
+        for message in publishing.messages:
+            copy = self.splicer.copy(message, publishing)
+            if copy is None:
+                return None
+            copies.append(copy)
+        return copies
+
+    def explain(self, error: BaseException, publishing: Publishing, end: float) -> BaseException:
+        """What an error means that has ended a sending.
+
+        Raises:
+            BaseException: it came from outside, such as from a signal handler of the user's.
+        """
+        if isinstance(error, TimeoutError) and is_past(end):
+            return BrokerDown(TOO_LATE)
+        if isinstance(error, TimeoutError) or not isinstance(error, self._errors):
+            raise error
+        return self._explain_failure(error, publishing)
 
     # -- The connection -----------------------------------------------------------------------------------------
 
@@ -731,7 +889,7 @@ class Sender:
             connection.channel(), auto_declare=False, on_return=self._on_return if self._driver == "amqp" else None
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
-        self._splicer = splicer_of(self._driver, self._app, self._producer.channel)
+        self.splicer = splicer_of(self._driver, self._app, self._producer.channel)
         self._errors = (OSError, *connection.connection_errors, *connection.channel_errors)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
@@ -749,8 +907,8 @@ class Sender:
 
     def _disconnect(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
-        if self._splicer is not None:
-            self._splicer.close()
+        if self.splicer is not None:
+            self.splicer.close()
         if connection is None:
             return
         if self._driver == "amqp":

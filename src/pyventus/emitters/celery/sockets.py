@@ -36,18 +36,6 @@ def receive(sock: Any, most: int, end: float) -> bytes:
     return data
 
 
-def receive_exactly(sock: Any, size: int, end: float) -> bytes:
-    """So many bytes.
-
-    Raises:
-        OSError: as `receive`.
-    """
-    data = receive(sock, size, end)
-    while len(data) < size:
-        data += receive(sock, size - len(data), end)
-    return data
-
-
 def is_quiet(sock: Any) -> bool:
     """Whether it is open, and nothing has come; it is of no use afterwards if not."""
     timeout = sock.gettimeout()

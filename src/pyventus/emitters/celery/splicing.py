@@ -25,13 +25,13 @@ from celery import Celery, signals
 from kombu.utils.json import dumps
 
 from pyventus.emission import new_id
-from pyventus.emitters.celery.sockets import is_quiet, receive, receive_exactly, send_all
+from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
 
 if TYPE_CHECKING:
     from pyventus.emitters.celery.publisher import Message, Publishing
 
 MAX_KINDS = 1000
-REPLIES_BYTES = 16384
+ANSWER_BYTES = 16384
 # A firewall may have forgotten a connection that was idle for longer, without a word.
 IDLE_SECONDS = 25.0
 # What was seen to be open so long ago is taken to be so: to look takes a twentieth of an emit.
@@ -143,17 +143,44 @@ class Splicer:
     def close(self) -> None:
         """Close what it has opened, without a word to the broker."""
 
+    def request(self, copies: Sequence[Copy]) -> bytes:
+        """The bytes that have copies stored. What has been sent is answered before the next is."""
+        raise NotImplementedError
+
+    def take(self, data: bytes) -> bool:
+        """Take what the broker sends: say of each copy that it is stored, and never of what is refused.
+
+        Args:
+            data: what has come; nothing: the request has just been written.
+
+        Returns:
+            Whether it is known what became of all.
+
+        Raises:
+            Exception: what became of the others is unknown, and the connection is of no use any more.
+        """
+        raise NotImplementedError
+
+    @property
+    def socket(self) -> Any:
+        """Of the connection that is ready."""
+        raise NotImplementedError
+
     def send(self, copies: Sequence[Copy], end: float) -> None:
-        """Send copies in one go, and say of each that it is stored as soon as that is known; never of what is refused.
+        """Send copies in one go, and wait for the answer.
 
         Args:
             copies: what to send.
             end: when to give up, by ``time.monotonic()``.
 
         Raises:
-            Exception: what became of the others is unknown, and the connection is of no use any more.
+            Exception: as `take`; TimeoutError: it took too long.
         """
-        raise NotImplementedError
+        sock = self.socket
+        send_all(sock, self.request(copies), end)
+        data = b""
+        while not self.take(data):
+            data = receive(sock, ANSWER_BYTES, end)
 
 
 def splicer_of(driver: str, app: Celery, channel: Any) -> Splicer | None:
@@ -242,6 +269,8 @@ class RedisSplicer(Splicer):
         # A delivery tag is a random UUID, of which one is enough for a connection; then what is sent is counted.
         self._tag = new_id()[:24].encode()
         self._count = count()
+        self._pushed: Sequence[Copy] = ()
+        self._replies = b""
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Entry | None:
         queue, payload = args
@@ -302,21 +331,29 @@ class RedisSplicer(Splicer):
             return False
         return True
 
-    def send(self, copies: Sequence[Copy], end: float) -> None:
-        sock = self._connection._sock
-        send_all(sock, b"".join([self._push(copy) for copy in copies]), end)
-        replies = b""
-        while replies.count(b"\r\n") < len(copies):
-            replies += receive(sock, REPLIES_BYTES, end)
+    @property
+    def socket(self) -> Any:
+        return self._connection._sock
+
+    def request(self, copies: Sequence[Copy]) -> bytes:
+        self._pushed, self._replies = copies, b""
+        return b"".join([self._push(copy) for copy in copies])
+
+    def take(self, data: bytes) -> bool:
+        self._replies += data
+        if self._replies.count(b"\r\n") < len(self._pushed):
+            return False
         refusal = b""
-        for copy, reply in zip(copies, replies.split(b"\r\n"), strict=False):
+        for copy, reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
             if reply.startswith(b":"):
                 copy.message.is_stored = True
             else:
                 refusal = refusal or reply
+        self._pushed = ()
         if refusal:
             raise _refused(refusal[1:].decode("utf-8", "replace"))
         self._seen_at = time.monotonic()
+        return True
 
     def _push(self, copy: Copy) -> bytes:
         command: bytes = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
@@ -359,6 +396,7 @@ METHOD, HEADER, BODY_PART = 1, 2, 3
 BASIC = 60
 PUBLISH = struct.pack(">HH", BASIC, 40)
 FRAME_OVERHEAD = 8
+FRAME_END = 0xCE
 _start = struct.Struct(">BHI")
 _size = struct.Struct(">HHQ").pack
 
@@ -383,6 +421,8 @@ class RabbitMQSplicer(Splicer):
         self._sent = 0
         self._unconfirmed: dict[int, Copy] = {}
         self._returned: set[str] = set()
+        self._written: Sequence[Copy] = ()
+        self._data = b""
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Publish | None:
         raw, *rest = args
@@ -428,18 +468,40 @@ class RabbitMQSplicer(Splicer):
             channel.events["basic_return"].add(self._on_returned)
             self._own = channel
 
-    def send(self, copies: Sequence[Copy], end: float) -> None:
-        connection = self._own.connection
-        sock = connection.transport.sock
-        timeout = sock.gettimeout()
+    @property
+    def socket(self) -> Any:
+        return self._own.connection.transport.sock
+
+    def request(self, copies: Sequence[Copy]) -> bytes:
         self._returned.clear()
-        send_all(sock, b"".join([self._frames(copy, connection.frame_max) for copy in copies]), end)
-        for copy in copies:
-            copy.message.is_stored = not copy.message.confirm
-        while self._unconfirmed:
-            connection.on_inbound_frame(_read_frame(sock, end))
+        self._written = copies
+        frame_max = self._own.connection.frame_max
+        return b"".join([self._frames(copy, frame_max) for copy in copies])
+
+    def take(self, data: bytes) -> bool:
+        if data:
             # Not after what is only written: nobody would ever look for what RabbitMQ says of it.
             self._seen_at = time.monotonic()
+        for copy in self._written:
+            copy.message.is_stored = not copy.message.confirm
+        self._written = ()
+        self._data += data
+        while len(self._data) >= FRAME_OVERHEAD:
+            kind, channel, size = _start.unpack_from(self._data)
+            whole = size + FRAME_OVERHEAD
+            if len(self._data) < whole:
+                break
+            if self._data[whole - 1] != FRAME_END:
+                raise ConnectionError("what came from the broker is not AMQP")
+            payload, self._data = self._data[_start.size : whole - 1], self._data[whole:]
+            self._own.connection.on_inbound_frame((kind, channel, payload))
+        # Of a frame that is cut in two py-amqp, which reads the next one, must not get the rest.
+        return not self._unconfirmed and not self._data
+
+    def send(self, copies: Sequence[Copy], end: float) -> None:
+        sock = self.socket
+        timeout = sock.gettimeout()
+        super().send(copies, end)
         sock.settimeout(timeout)
 
     def _frames(self, copy: Copy, frame_max: int) -> bytes:
@@ -469,11 +531,3 @@ class RabbitMQSplicer(Splicer):
 
 # The arguments of a publishing, and what they are by themselves.
 WHERE: tuple[tuple[str, Any], ...] = (("exchange", ""), ("routing_key", ""), ("mandatory", False), ("immediate", False))
-
-
-def _read_frame(sock: Any, end: float) -> tuple[int, int, bytes]:
-    kind, channel, size = _start.unpack(receive_exactly(sock, _start.size, end))
-    payload = receive_exactly(sock, size + 1, end)
-    if payload[-1:] != b"\xce":
-        raise ConnectionError("what came from the broker is not AMQP")
-    return kind, channel, payload[:-1]

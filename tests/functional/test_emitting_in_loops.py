@@ -1,0 +1,253 @@
+"""What a running loop emits: sent by the loop itself, together, and lost to nobody when it fails or ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pyventus import Emission, EmitError
+from pyventus.emitters.celery import CeleryEventEmitter, splicing
+from pyventus.emitters.celery.publisher import MAX_SENDERS
+from tests.brokers import FreezableProxy, RabbitMQ, Valkey
+from tests.functional.apps.support import new_emitter
+from tests.functional.test_emitting_processes import stored_ids
+
+NOT_SENT = r"and it was not sent"
+
+
+@pytest.fixture
+def queue(broker_url: str, queue_name: str) -> Iterator[str]:
+    yield queue_name
+    if broker_url.startswith("amqp"):
+        RabbitMQ(broker_url).delete(queue_name)
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[FreezableProxy]:
+    with FreezableProxy(broker_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each request to a broker, how many messages it is about."""
+    sizes: list[int] = []
+
+    def spied(original: Callable[..., bytes]) -> Callable[..., bytes]:
+        def request(self: Any, copies: Sequence[Any]) -> bytes:
+            sizes.append(len(copies))
+            return original(self, copies)
+
+        return request
+
+    for kind in (splicing.RedisSplicer, splicing.RabbitMQSplicer):
+        monkeypatch.setattr(kind, "request", spied(kind.request))
+    return sizes
+
+
+def emitter_through(url: str, queue: str, timeout: float = 20) -> CeleryEventEmitter:
+    """One that has a connection at rest, and knows how Celery would send."""
+    app_queue = new_emitter(url, queue)._queues[0]
+    emitter = CeleryEventEmitter(app_queue, timeout=timeout)
+    for _ in range(3):
+        emitter.emit("Event")
+    return emitter
+
+
+def senders_of(emitter: CeleryEventEmitter) -> Any:
+    return emitter._queues[0].publisher._senders
+
+
+def knows_what_celery_sends(sender: Any) -> bool:
+    return sender.splicer is not None and sender.splicer._templates and sender.splicer.is_ready()
+
+
+async def emit_at_once(emitter: CeleryEventEmitter, count: int, *args: object) -> list[Emission]:
+    return await asyncio.gather(*(emitter.aemit("Event", *args) for _ in range(count)))
+
+
+def test_one_turn_takes_one_round_trip(broker_url: str, queue: str, valkey: Valkey, requests: list[int]) -> None:
+    emitter = emitter_through(broker_url, queue)
+    requests.clear()
+    emissions = asyncio.run(emit_at_once(emitter, 100))
+    assert requests == [100]
+    assert {emission.id for emission in emissions} < set(stored_ids(broker_url, queue, valkey))
+
+
+def test_what_is_large_is_sent_as_the_broker_takes_it(
+    broker_url: str, proxy: FreezableProxy, queue: str, valkey: Valkey
+) -> None:
+    """More than any buffer on its way holds: the loop runs on meanwhile, and so does what else it emits."""
+    emitter = emitter_through(proxy.proxied_url, queue)
+
+    async def main() -> list[Emission]:
+        proxy.freeze()
+        large = asyncio.ensure_future(emit_at_once(emitter, 60, "x" * 200_000))
+        small = asyncio.ensure_future(emit_at_once(emitter, 3))
+        await asyncio.sleep(0.2)
+        assert not large.done()
+        proxy.thaw()
+        return await large + await small
+
+    emissions = asyncio.run(main())
+    assert {emission.id for emission in emissions} < set(stored_ids(broker_url, queue, valkey))
+
+
+def test_each_ends_at_its_own_deadline(proxy: FreezableProxy, queue: str) -> None:
+    """Though they share a round trip; afterwards emits work again."""
+    patient = emitter_through(proxy.proxied_url, queue)
+    hasty = CeleryEventEmitter(patient._queues[0], timeout=0.3)
+
+    async def main() -> None:
+        proxy.freeze()
+        tasks = [asyncio.ensure_future(emitter.aemit("Event")) for emitter in (hasty, patient)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {tasks[0]}
+        with pytest.raises(EmitError, match="did not answer within the deadline; whether it was stored is unknown"):
+            await tasks[0]
+        proxy.thaw()
+        await tasks[1]
+
+    asyncio.run(main())
+    time.sleep(1.1)  # Until then emits fail fast.
+    patient.emit("Event")
+
+
+def test_all_of_a_round_trip_fail_with_their_connection(proxy: FreezableProxy, queue: str) -> None:
+    emitter = emitter_through(proxy.proxied_url, queue)
+
+    async def main() -> list[Any]:
+        proxy.freeze()
+        tasks = [asyncio.ensure_future(emitter.aemit("Event")) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        proxy.cut()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    errors = asyncio.run(main())
+    assert [type(error) for error in errors] == [EmitError] * 3
+    assert all("whether it was stored is unknown" in str(error) for error in errors)
+    proxy.thaw()
+    time.sleep(1.1)
+    asyncio.run(emitter.aemit("Event"))
+
+
+def test_what_is_cancelled_before_its_turn_is_over_is_not_sent(
+    broker_url: str, queue: str, valkey: Valkey, requests: list[int]
+) -> None:
+    emitter = emitter_through(broker_url, queue)
+    requests.clear()
+
+    async def main() -> Emission:
+        gone, stays = (asyncio.ensure_future(emitter.aemit("Event")) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        return await stays
+
+    emission = asyncio.run(main())
+    assert requests == [1]
+    stored = stored_ids(broker_url, queue, valkey)
+    assert len(stored) == 4
+    assert emission.id in stored
+
+
+def test_a_loop_that_is_busy_until_the_deadline_sends_nothing(broker_url: str, queue: str, valkey: Valkey) -> None:
+    emitter = CeleryEventEmitter(emitter_through(broker_url, queue)._queues[0], timeout=0.1)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(emitter.aemit("Event"))
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        with pytest.raises(EmitError, match=f"the event loop was busy until the deadline, {NOT_SENT}"):
+            await task
+
+    asyncio.run(main())
+    assert len(stored_ids(broker_url, queue, valkey)) == 3
+
+
+def test_loops_that_end_amid_a_round_trip_take_no_connection_with_them(
+    broker_url: str, proxy: FreezableProxy, queue: str, valkey: Valkey
+) -> None:
+    """More often than there are connections; what each has written may be stored, and others are not held up."""
+    emitter = emitter_through(proxy.proxied_url, queue)
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(emitter.aemit("Event"))
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        task.cancel()
+
+    for _ in range(MAX_SENDERS + 2):
+        proxy.freeze()
+        asyncio.run(leave())
+        proxy.thaw()
+        emission = emitter.emit("Event")
+        assert emission.id in stored_ids(broker_url, queue, valkey)
+    assert not senders_of(emitter)._flights
+
+
+def test_a_loop_that_stands_still_amid_a_round_trip(proxy: FreezableProxy, queue: str) -> None:
+    """It gives its connections back when it runs again; others make new ones meanwhile."""
+    emitter = emitter_through(proxy.proxied_url, queue, timeout=1.0)
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+
+        async def leave() -> None:
+            tasks.append(asyncio.ensure_future(emitter.aemit("Event")))
+            await asyncio.sleep(0.1)
+
+        tasks: list[asyncio.Future[Emission]] = []
+        for _ in range(MAX_SENDERS):
+            proxy.freeze()
+            loop.run_until_complete(leave())
+            proxy.thaw()
+        time.sleep(2.1)
+        for _ in range(3):
+            emitter.emit("Event")
+        loop.run_until_complete(asyncio.wait(tasks))
+        assert all(isinstance(task.exception(), EmitError | None) for task in tasks)
+    for _ in range(3):
+        emitter.emit("Event")
+
+
+def test_an_emit_on_a_loop_whose_messages_are_on_their_way(proxy: FreezableProxy, queue: str) -> None:
+    """It has the loop wait, which could not take the broker's answers for the others, and needs no connection of
+    theirs.
+    """
+    emitter = emitter_through(proxy.proxied_url, queue)
+    senders = senders_of(emitter)
+    with ThreadPoolExecutor(2 * MAX_SENDERS) as threads:
+        while len(senders._idle) < MAX_SENDERS or not all(map(knows_what_celery_sends, senders._idle)):
+            list(threads.map(lambda _: emitter.emit("Event"), range(4 * MAX_SENDERS)))
+
+    async def main() -> None:
+        proxy.freeze()
+        tasks = []
+        for _ in range(MAX_SENDERS + 1):
+            tasks.append(asyncio.ensure_future(emitter.aemit("Event")))
+            await asyncio.sleep(0.02)
+        assert len(senders._flights) > 1
+        proxy.thaw()
+        emitter.emit("Event")
+        assert not any(task.done() for task in tasks[: MAX_SENDERS - 1])
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+class BlindLoop(asyncio.SelectorEventLoop):
+    """Cannot wait for sockets of others, as the default one of Windows cannot."""
+
+    def add_reader(self, *_: Any) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_a_loop_that_cannot_wait_for_sockets_has_them_sent(broker_url: str, queue: str, valkey: Valkey) -> None:
+    emitter = emitter_through(broker_url, queue)
+    with asyncio.Runner(loop_factory=BlindLoop) as runner:
+        emissions = runner.run(emit_at_once(emitter, 10))
+    assert {emission.id for emission in emissions} < set(stored_ids(broker_url, queue, valkey))
