@@ -23,8 +23,10 @@ QUICK, SLOW = EventHandler(print, id="quick"), EventHandler(print, id="slow")
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> SQLLedger:
-    return SQLLedger(f"sqlite:///{tmp_path / 'ledger.db'}", lease=0.05)
+def ledger(tmp_path: Path) -> Iterator[SQLLedger]:
+    ledger = SQLLedger(f"sqlite:///{tmp_path / 'ledger.db'}", lease=0.05)
+    yield ledger
+    ledger.close()
 
 
 @pytest.fixture
