@@ -75,8 +75,12 @@ MUTANTS: dict[str, Mutant] = {
         f"{TRANSPORT}::test_a_full_channel_lets_others_take_what_comes",
     ),
     "redis transport: give back what runs": Mutant(
-        f"{CELERY}/redis_transport/session.py", "        return active | self._queued", "        return set()",
+        f"{CELERY}/redis_transport/session.py", "        return running", "        return set()",
         f"{TRANSPORT_WORKERS}::test_cut_off_at_work",
+    ),
+    "redis transport: give back what is yet to be acknowledged": Mutant(
+        f"{CELERY}/redis_transport/session.py", "elif request.acknowledged or", "elif",
+        f"{TRANSPORT}::test_what_celery_has_yet_to_acknowledge_is_not_given_back",
     ),
     "redis transport: a heartbeat that needs memory": Mutant(
         f"{CELERY}/redis_transport/beat.lua", "if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 0 then", "do",

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, signals
+from celery.worker import state
 from kombu import Connection, Exchange, Queue
 
 from pyventus.emitters.celery import CeleryEventEmitter
@@ -223,6 +224,35 @@ def test_closed_channel_gives_back_what_is_unacknowledged(
     assert len(waiting) == 2
     assert all(message["headers"]["redelivered"] for message in waiting)
     assert in_flight(client) == 0
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_what_celery_has_yet_to_acknowledge_is_not_given_back(
+    own_url: str, connection: Connection, client: redis.Redis, queue_name: str, *, is_asked: bool
+) -> None:
+    """Its loop may be busy with connecting again for longer than what nobody runs is kept."""
+
+    class Request:
+        message: Any
+        acknowledged = is_asked
+
+    channel = connection.channel()
+    got = consume(channel, queue_name)
+    publish(connection, queue_name, "a")
+    drain(connection, lambda: got)
+    request = Request()
+    request.message = got[0]
+    assert state.should_stop is state.should_terminate is None
+    signals.task_received.send(sender=None, request=request)
+    channel.close()
+    with connect(own_url) as other:
+        others = consume(other.channel(), queue_name)
+        with contextlib.suppress(TimeoutError):  # for longer than two looks
+            other.drain_events(timeout=2)
+        assert texts(others) == ([] if is_asked else ["a"])
+        for message in others or got:
+            message.ack()
+        wait_until(lambda: is_quiet(client, queue_name), "it is acknowledged")
 
 
 def test_get(connection: Connection, client: redis.Redis, queue_name: str) -> None:

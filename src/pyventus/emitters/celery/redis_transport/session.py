@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from billiard.pool import ApplyResult
+from celery import signals
 
 from pyventus import native
 from pyventus.emitters.celery.redis_transport import upkeep
@@ -61,6 +62,8 @@ class Session:
         self._is_registered = False
         self._is_released = False
         self._is_over = False
+        # Of Celery, for what was delivered to it and not acknowledged.
+        self._requests: dict[str, Any] = {}
         self._queued: set[str] = set()
         self._doubtful: set[str] = set()
         self._reported = -REPORT_SECONDS
@@ -95,6 +98,10 @@ class Session:
         self._last_id += count
         return first
 
+    def add_request(self, request: Any) -> None:
+        """Called with each of Celery's before any pool has it."""
+        self._requests[request.message.delivery_tag] = request
+
     # -- What is finished -----------------------------------------------------------------------------------------
 
     def ack(self, id: str) -> None:
@@ -108,6 +115,7 @@ class Session:
     def _remember(self, ids: dict[str, None], id: str) -> None:
         # In this order: whoever finds the flag set knows that a flush is to begin which finds the id.
         ids[id] = None
+        self._requests.pop(id, None)
         if not self._is_flush_due:
             self._is_flush_due = True
             self._unflushed.put(None)
@@ -145,7 +153,7 @@ class Session:
         if self._is_released or self._pid != os.getpid():
             return
         self._is_released = True
-        self._queued = _tags(self, _queued_requests())
+        self._queued = self._kept_by_pool()
         # Not its channel's, which may be broken, nor that of a thread.
         link = Link(self._connect)
         try:
@@ -174,14 +182,36 @@ class Session:
         unfinished = set(ids) - set(self._acked)
         upkeep.restore(execute, self.keys, self.id, unfinished)
 
+    def _kept_by_pool(self) -> set[str]:
+        """Ids of what a pool has and has not begun, and will not drop either.
+
+        When Celery loses its connection it drops what it has not handed to its pool, and prefork's pool drops what it
+        has not begun; threads and greenlets run all that they have been given.
+        """
+        state: Any = sys.modules.get("celery.worker.state")
+        if state is None:
+            return set()
+        requests = list(self._requests.items())
+        return {id for id, request in requests if request in state.reserved_requests and _is_kept(request)}
+
     def _running(self) -> set[str]:
-        """Ids of what this process still runs, or is going to; none in a worker that ends."""
+        """Ids of what this process still runs, is going to, or has yet to acknowledge; none in a worker that ends.
+
+        Celery has its loop acknowledge, which stands still while it connects again. Nor does what ends wake it, in a
+        thread before kombu 5.7 and in a greenlet before Celery 5.7: `call_soon` of kombu.asynchronous.hub and of
+        celery.worker.consumer only put it on a list.
+        """
         state: Any = sys.modules.get("celery.worker.state")
         if state is None or _is_ending(state):
             return set()
-        active = _tags(self, _listed(state.active_requests))
-        self._queued -= active | set(self._acked)
-        return active | self._queued
+        running = set()
+        for id, request in list(self._requests.items()):
+            if request in state.active_requests:
+                self._queued.discard(id)
+                running.add(id)
+            elif request.acknowledged or id in self._queued:
+                running.add(id)
+        return running
 
     # -- Threads --------------------------------------------------------------------------------------------------
 
@@ -244,31 +274,13 @@ class Session:
 # -- Celery -----------------------------------------------------------------------------------------------------------
 
 
-def _tags(session: Session, requests: Iterable[Any]) -> set[str]:
-    """Delivery tags of a session's messages among Celery's requests."""
-    return {
-        request.message.delivery_tag
-        for request in requests
-        if getattr(request.message.channel, "_own_session", None) is session
-    }
+def _on_received(request: Any, **_: Any) -> None:
+    session = getattr(request.message.channel, "_own_session", None)
+    if session is not None:
+        session.add_request(request)
 
 
-def _listed(requests: Any) -> list[Any]:
-    """Of a WeakSet, which must not be iterated while another thread changes it."""
-    found = [reference() for reference in list(requests.data)]
-    return [request for request in found if request is not None]
-
-
-def _queued_requests() -> list[Any]:
-    """Requests that a pool has and has not begun, and will not drop either.
-
-    When Celery loses its connection it drops what it has not handed to its pool, and prefork's pool drops what it has
-    not begun; threads and greenlets run all that they have been given.
-    """
-    state: Any = sys.modules.get("celery.worker.state")
-    if state is None:
-        return []
-    return [request for request in _listed(state.reserved_requests) if _is_kept(request)]
+signals.task_received.connect(_on_received, weak=False, dispatch_uid="pyventus")
 
 
 def _is_kept(request: Any) -> bool:
