@@ -362,7 +362,10 @@ class EventLinker:
         """
         if emission.handlers:
             return [cls._find(handler_id, emission) for handler_id in emission.handlers]
-        found = [filed for key in emission.keys if (filed := cls._filed.get(key))]
+        found = []
+        for key in emission.keys:
+            if filed := cls._filed.get(key):
+                found.append(filed)  # noqa: PERF401 - a comprehension is a call, before Python 3.12.
         if cls._claims and (claimed := cls._claims.get(emission.id)):
             # Its message may be delivered again, and their links are gone.
             found.append(claimed)

@@ -51,7 +51,7 @@ class AsyncIOEventEmitter(EventEmitter):
         loop = asyncio._get_running_loop()
         if loop is not None:
             self._start(loop, linker, emission, context)
-        elif not self._start_at_home(linker, emission, context):
+        elif (home := context.get(_home)) is None or not self._start_at(home, linker, emission, context):
             _run_here(linker, emission, context)
 
     def _start(
@@ -65,10 +65,9 @@ class AsyncIOEventEmitter(EventEmitter):
                 task.add_done_callback(runs.discard)
         task.add_done_callback(lambda task: _report(task, emission))
 
-    def _start_at_home(self, linker: type[EventLinker], emission: Emission, context: Context) -> bool:
-        home = context.get(_home)
-        if home is None:
-            return False
+    def _start_at(
+        self, home: asyncio.AbstractEventLoop, linker: type[EventLinker], emission: Emission, context: Context
+    ) -> bool:
         try:
             home.call_soon_threadsafe(self._start, home, linker, emission, context)
         except RuntimeError:  # It is closed; our thread has outlived it.
