@@ -123,6 +123,11 @@ class Job:
     retry: Retry | None = None
     record: Callable[[Result], Result] | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all there is to it, if it succeeds, is the call of a sync function."""
+        return is_plain(self.handler) and not self.middleware and self.record is None
+
     def next(self) -> Job:
         """The job of the handler's next attempt."""
         emission = replace(self.emission, attempt=self.emission.attempt + 1, handlers=(self.handler.id,))
@@ -373,6 +378,15 @@ def run_in_thread(job: Job, failure: BaseException | None = None) -> Result:
         job: what to run.
         failure: what its handler has already failed with, elsewhere.
     """
+    if failure is None and job.is_plain:
+        try:
+            value = job.context.run(job.handler.event_callback, *job.emission.args, **job.emission.kwargs)
+            if value is not None:
+                _refuse_coroutine(value, job.handler.event_callback)
+            return Result(job.handler)
+        except BaseException as error:
+            _raise_if_signalled(error)
+            failure = _thrown(error)
     way = steps(job)
     call = next(way)
     try:

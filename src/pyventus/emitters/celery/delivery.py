@@ -160,6 +160,8 @@ class Delivery:
         if len(self._emission.handlers) == 1:
             return handlers  # It is such a message, or the retry of one.
         elsewhere = [handler for handler in handlers if self._has_own_way(handler)]
+        if not elsewhere and (len(handlers) == 1 or not self._is_suspect):
+            return handlers
         here = [handler for handler in handlers if handler not in elsewhere]
         if self._is_suspect and len(here) > 1:
             # Which of them killed its process? None is to suffer for another.

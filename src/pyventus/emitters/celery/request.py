@@ -59,7 +59,7 @@ class EmissionRequest(Request):
             # It would be held until then, unacknowledged, and another one fetched in its place, without end.
             headers["eta"] = None
         super().__init__(message, headers=headers, body=body, **{**options, "decoded": True})
-        if any(embed.get(name) for name in _EMBEDDED):
+        if any(map(embed.get, _EMBEDDED)):
             logger.warning("Callbacks of message %.100r dropped: they are not signed", self.id)
 
     def on_failure(self, exc_info: Any, *args: Any, **options: Any) -> Any:

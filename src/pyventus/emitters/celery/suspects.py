@@ -36,7 +36,9 @@ class Room:
     def __init__(self) -> None:
         self._inside = 0  # -1: one alone.
         self._waiting_alone = 0
-        self._changed = threading.Condition()
+        # A condition's own `with` takes three times as long as its lock's.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def shared(self) -> AbstractContextManager[None]:
         """Run beside others; not while one runs alone, or waits for it."""
@@ -51,7 +53,7 @@ class Room:
             off_loop(partial(self._wait_shared, visit))
 
     def _try_shared(self, visit: _Visit) -> bool:
-        with self._changed:
+        with self._lock:
             if self._inside < 0 or self._waiting_alone:
                 return False
             self._inside, visit.weight = self._inside + 1, 1
@@ -71,9 +73,11 @@ class Room:
                 self._waiting_alone -= 1
 
     def _leave(self, visit: _Visit) -> None:
-        with self._changed:
+        with self._lock:
             self._inside -= visit.weight
-            self._changed.notify_all()
+            # Others wait only for one alone, or for it to have had its turn.
+            if self._waiting_alone or visit.weight < 1:
+                self._changed.notify_all()
 
 
 class _Visit(AbstractContextManager[None]):

@@ -32,6 +32,7 @@ __all__ = ["Decoder", "parse"]
 
 _FLOATS = frozenset({"nan", "-nan", "inf", "-inf"})
 _zone_key = re.compile(ZONE_KEY).fullmatch
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -50,6 +51,18 @@ def parse(data: bytes) -> Any:
     return value
 
 
+def _is_plain(args: Any, kwargs: Any) -> bool:
+    """Whether there are only scalars in it, which stand for themselves."""
+    return (
+        type(args) is list
+        and type(kwargs) is dict
+        and _SCALARS.issuperset(map(type, args))
+        and _SCALARS.issuperset(map(type, kwargs.values()))
+        and TAG not in kwargs
+        and len(args) + len(kwargs) <= MAX_ITEMS
+    )
+
+
 class Decoder:
     """Decodes one emission. What is malformed may raise anything; the caller turns it into Undecodable."""
 
@@ -61,6 +74,8 @@ class Decoder:
     def content(self, node: Any) -> tuple[Any, tuple[Any, ...], Any]:
         """Event, args and kwargs."""
         event, args, kwargs = _list(node)
+        if type(event) is str and _is_plain(args, kwargs):
+            return event, tuple(args), kwargs
         return self.value(event, 0), tuple(self._items_of(args, 0)), self.value(kwargs, 0)
 
     def value(self, node: Any, depth: int) -> Any:
