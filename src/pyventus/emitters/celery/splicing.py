@@ -87,10 +87,8 @@ class Splicer:
 
     def copy(self, message: Message, publishing: Publishing) -> Copy | None:
         """How to make a message from an earlier one, if nobody watches; None: Celery has to make it."""
-        if not _is_common(message):
-            return None
         template = self._templates.get(_kind(message))
-        return None if template is None else Copy(message, template, publishing)
+        return None if template is None or not _is_common(message) else Copy(message, template, publishing)
 
     @contextmanager
     def recorded(self, message: Message) -> Generator[None]:
@@ -201,9 +199,8 @@ def _kind(message: Message) -> Kind:
 def _is_common(message: Message) -> bool:
     """Whether it differs from others in its text and plain ids only."""
     options = message.options
-    if options and not (options.keys() == ORIGIN and all(map(_is_plain, options.values()))):
-        return False
-    return _is_plain(message.id) is not None
+    is_plain = not options or (options.keys() == ORIGIN and all(map(_is_plain, options.values())))
+    return is_plain and _is_plain(message.id) is not None
 
 
 class _Body(NamedTuple):
@@ -337,7 +334,7 @@ class RedisSplicer(Splicer):
 
     def request(self, copies: Sequence[Copy]) -> bytes:
         self._pushed, self._replies = copies, b""
-        return b"".join([self._push(copy) for copy in copies])
+        return b"".join(map(self._push, copies))
 
     def take(self, data: bytes) -> bool:
         self._replies += data
