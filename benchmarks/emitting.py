@@ -121,6 +121,18 @@ def at_once(one: Callable[[], Any]) -> Send:
     return lambda: runner.run(some())
 
 
+def one_by_one(one: Callable[[], Any]) -> Send:
+    """Coroutines on one loop, of which each waits for the one before."""
+    runner = asyncio.Runner()
+
+    async def some() -> int:
+        for _ in range(TASKS):
+            await one()
+        return TASKS
+
+    return lambda: runner.run(some())
+
+
 def aemit() -> Any:
     return emitter.aemit("order.placed", 0, TEXT)
 
@@ -135,7 +147,9 @@ WAYS: dict[str, Callable[[], Send]] = {
     "batches": lambda: emit_many(batch=100),
     "emit in threads": lambda: in_threads(emit),
     "send_task in threads": lambda: in_threads(send_task()),
+    "aemit": lambda: one_by_one(aemit),
     "aemit at once": lambda: at_once(aemit),
+    "send_task from a loop": lambda: one_by_one(partial(asyncio.to_thread, send_task())),
     "send_task at once": lambda: at_once(partial(asyncio.to_thread, send_task())),
 }
 

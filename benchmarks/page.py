@@ -23,8 +23,8 @@ SECTIONS = (
         "emit on redis", "Emitting on Redis", "messages per second, more is better",
         "One process sends 600-byte messages in one way, as fast as it can. `send_task` carries the same bytes, and `bare` "
         "is redis-py's `LPUSH` of the very message that `emit` stores, without building it. *Sealed only*: emissions as "
-        "they are before a broker sees them. *In threads*: 32 threads share "
-        "one emitter or app. *At once*: 100 coroutines on one loop, with `aemit`, and with `asyncio.to_thread(send_task)`.",
+        "they are before a broker sees them. *In threads*: 32 threads share one emitter or app. On an event loop `aemit`, and "
+        "`send_task` by `asyncio.to_thread`: one call after the other, or *at once*, in 100 coroutines.",
     ),
     (
         "emit on rabbitmq", "Emitting on RabbitMQ", "messages per second, more is better",

@@ -39,8 +39,8 @@ FEWER = {"rq": 2_000}
 # -- Emitting -----------------------------------------------------------------------------------------------------
 
 WAYS = (
-    "emit", "send_task", "bare", "sealed only", "emit in threads", "send_task in threads", "aemit at once",
-    "send_task at once",
+    "emit", "send_task", "bare", "sealed only", "emit in threads", "send_task in threads", "aemit",
+    "send_task from a loop", "aemit at once", "send_task at once",
 )  # fmt: skip
 
 
@@ -69,6 +69,9 @@ def emit_on_amqp(bench: Bench) -> None:
         "bare, confirmed": (ours("emitting", "bare, confirmed"), confirmed),
         "send_task": (ours("emitting", "send_task"), plain),
     }
+    if not bench.is_quick:
+        commands["aemit at once"] = (ours("emitting", "aemit at once"), confirmed)
+        commands["send_task at once, confirmed"] = (ours("emitting", "send_task at once"), confirmed)
     if features.unconfirmed() is not None:
         commands["emit, unconfirmed"] = (ours("emitting", "emit"), plain)
     if features.has_emit_many():
