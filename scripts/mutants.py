@@ -208,8 +208,30 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/splicing.py", 'if reply.startswith(b":"):', "if reply:",
         "tests/functional/test_emitting_many.py::test_a_redis_that_is_full_has_stored_some",
     ),
+    "leave what waits for a connection without an end": Mutant(
+        f"{CELERY}/publisher.py", "                self._waiter.set_result(error)\n", "                pass\n",
+        f"{LOOPS}::test_what_waits_for_a_connection_ends_at_its_deadline",
+    ),
+    "wait for who stands still to find out": Mutant(
+        f"{CELERY}/publisher.py", "1 + self._flying()", "1",
+        f"{LOOPS}::test_a_loop_that_stands_still_holds_up_nobody_after_a_failure",
+    ),
+    "open again what RabbitMQ has closed": Mutant(
+        f"{CELERY}/splicing.py", "                each._do_revive = _leave_closed\n", "                pass\n",
+        f"{LOOPS}::test_why_rabbitmq_closes_a_channel_is_said",
+    ),
+    "say of all what was the end of the last": Mutant(
+        f"{CELERY}/emitter.py",
+        "errors.setdefault(publishing.queue, {})[str(publishing.error)]",
+        "errors[publishing.queue] = {}\n        errors[publishing.queue][str(publishing.error)]",
+        "tests/functional/test_emitting_many.py::test_what_may_be_stored_is_told_beside_what_was_not_sent",
+    ),
+    "take what the kernel ends for the user's": Mutant(
+        f"{CELERY}/publisher.py", "TimeoutError) and error.errno is None", "TimeoutError)",
+        "tests/functional/test_emitting_failures.py::test_what_the_kernel_ends_is_a_failure_of_the_broker",
+    ),
     "lend all connections to loops": Mutant(
-        f"{CELERY}/publisher.py", "if len(self._flights) < MAX_SENDERS - 1 else", "if True else",
+        f"{CELERY}/publisher.py", "self._flying() >= MAX_SENDERS - 1", "False",
         f"{LOOPS}::test_an_emit_on_a_loop_whose_messages_are_on_their_way",
     ),
     "leave what was lent to loops that are closed": Mutant(
@@ -217,7 +239,7 @@ MUTANTS: dict[str, Mutant] = {
         f"{LOOPS}::test_loops_that_end_amid_a_round_trip_take_no_connection_with_them",
     ),
     "leave what was lent to loops that stand still": Mutant(
-        f"{CELERY}/publisher.py", "                self._drop(flight.sender)\n", "                pass\n",
+        f"{CELERY}/publisher.py", "                self._senders.discard(flight.sender)\n", "                pass\n",
         f"{LOOPS}::test_a_loop_that_stands_still_amid_a_round_trip",
     ),
     "send what was cancelled before its turn was over": Mutant(
@@ -289,7 +311,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_a_deleted_queue_is_noticed_however_often_is_emitted",
     ),
     "swallow what interrupts an emit": Mutant(
-        f"{CELERY}/publisher.py", "if isinstance(error, TimeoutError) and is_past(end)", "if True",
+        f"{CELERY}/publisher.py", "if is_timeout and is_past(end)", "if True",
         "tests/functional/test_emitting_failures.py::test_what_interrupts_an_emit_leaves_nothing_half_done",
     ),
     "lend once more what was interrupted": Mutant(

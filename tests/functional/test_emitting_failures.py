@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -300,6 +301,29 @@ def test_the_password_never_shows(rabbitmq: RabbitMQ) -> None:
     with pytest.raises(EmitError, match="not sent") as caught:
         emitter_to(rabbitmq.url.replace("guest:guest", f"guest:{PASSWORD}"), timeout=5).emit("Event")
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this kernel ends no such connection")
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+def test_what_the_kernel_ends_is_a_failure_of_the_broker(amqp_url: str, queue_name: str, how: str) -> None:
+    """A TimeoutError long before the deadline: py-amqp has it end what RabbitMQ reads nothing of for a second."""
+
+    class Narrow(FreezableProxy):
+        def __init__(self, target: str) -> None:
+            super().__init__(target)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    with Narrow(amqp_url) as proxy:
+        emitter = emitter_to(proxy.proxied_url, queue_name, timeout=30)
+        for _ in range(3):
+            emitter.emit("Event")
+        proxy.freeze()
+        with pytest.raises(EmitError, match="TimeoutError: .*whether it was stored is unknown"):
+            large = "x" * 180_000
+            emitter.emit("Event", large) if how == "emit" else asyncio.run(emitter.aemit("Event", large))
+        proxy.cut()
+        proxy.thaw()
+    RabbitMQ(amqp_url).delete(queue_name)
 
 
 def test_a_cancelled_aemit_reports_nothing_later(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +120,81 @@ def test_each_ends_at_its_own_deadline(proxy: FreezableProxy, queue: str) -> Non
     asyncio.run(main())
     time.sleep(1.1)  # Until then emits fail fast.
     patient.emit("Event")
+
+
+def test_what_waits_for_a_connection_ends_at_its_deadline(proxy: FreezableProxy, queue: str) -> None:
+    """Behind others whose deadline is later, or whose callers have left."""
+    patient = emitter_through(proxy.proxied_url, queue)
+    hasty = CeleryEventEmitter(patient._queues[0], timeout=0.3)
+
+    async def main() -> None:
+        proxy.freeze()
+        tasks = []
+        for _ in range(2 * MAX_SENDERS):
+            tasks.append(asyncio.ensure_future(patient.aemit("Event")))
+            await asyncio.sleep(0.02)
+        for task in tasks[::2]:
+            task.cancel()
+        task = asyncio.ensure_future(hasty.aemit("Event"))
+        assert (await asyncio.wait([task, *tasks[1::2]], return_when=asyncio.FIRST_COMPLETED))[0] == {task}
+        assert re.search(f"all connections were busy until the deadline, {NOT_SENT}", str(task.exception()))
+        proxy.thaw()
+        await asyncio.gather(*tasks[1::2])
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_stands_still_holds_up_nobody_after_a_failure(proxy: FreezableProxy, queue: str) -> None:
+    """One sender finds out for all whether the broker is back, and not one that such a loop has."""
+    emitter = emitter_through(proxy.proxied_url, queue)
+    is_flying, goes_on = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        task = asyncio.ensure_future(emitter.aemit("Event"))
+        await asyncio.sleep(0.1)
+        is_flying.set()
+        goes_on.wait()
+        with pytest.raises(EmitError):
+            await task
+
+    proxy.freeze()
+    with ThreadPoolExecutor(1) as thread:
+        loop = thread.submit(asyncio.run, main())
+        is_flying.wait()
+        threading.Timer(0.3, proxy.cut).start()
+        with pytest.raises(EmitError):
+            emitter.emit("Event")
+        proxy.thaw()
+        time.sleep(1.1)
+        emitter.emit("Event")
+        emitter.emit("Event")
+        goes_on.set()
+        loop.result()
+
+
+class ClosingProxy(FreezableProxy):
+    """Says that RabbitMQ has closed a channel, in the place of its next confirmation."""
+
+    is_closing = False
+
+    def _reply(self, client: socket.socket, data: bytes) -> None:
+        if self.is_closing and data[7:11] == b"\0\x3c\0\x50":
+            self.is_closing = False
+            reason = b"PRECONDITION_FAILED - too large"
+            method = struct.pack(">HHHB", 20, 40, 406, len(reason)) + reason + struct.pack(">HH", 60, 40)
+            data = struct.pack(">BHI", 1, struct.unpack_from(">H", data, 1)[0], len(method)) + method + b"\xce"
+        client.sendall(data)
+
+
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+def test_why_rabbitmq_closes_a_channel_is_said(amqp_url: str, queue_name: str, how: str) -> None:
+    with ClosingProxy(amqp_url) as proxy:
+        emitter = emitter_through(proxy.proxied_url, queue_name)
+        proxy.is_closing = True
+        with pytest.raises(EmitError, match="406.* too large; whether it was stored is unknown"):
+            emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
+        emitter.emit("Event")
+        RabbitMQ(amqp_url).delete(queue_name)
 
 
 def test_all_of_a_round_trip_fail_with_their_connection(proxy: FreezableProxy, queue: str) -> None:

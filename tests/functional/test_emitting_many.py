@@ -273,6 +273,23 @@ def test_the_error_has_those_that_are_not_stored(amqp_url: str, queue_name: str,
         RabbitMQ(amqp_url).delete(full, other)
 
 
+@pytest.mark.parametrize("how", ["emit_many", "aemit_many"])
+def test_what_may_be_stored_is_told_beside_what_was_not_sent(valkey: Valkey, queue_name: str, how: str) -> None:
+    """Of two round trips the answer to one was lost, and the other was never begun."""
+    with FreezableProxy(valkey.url) as proxy:
+        emitter = make_emitter(proxy.proxied_url, queue_name)
+        emitter.emit_many(["Event"] * 3)
+        proxy.replies = "drop"
+        threading.Timer(1, proxy.cut).start()
+        with pytest.raises(EmitError, match="1,500 of 1,500") as caught:
+            emitter.emit_many(["Event"] * 1500) if how == "emit_many" else asyncio.run(
+                emitter.aemit_many(["Event"] * 1500)
+            )
+        with valkey.client() as client:
+            assert client.llen(queue_name) > 3
+    assert "whether it was stored is unknown" in str(caught.value)
+
+
 def test_a_redis_that_is_full_has_stored_some(queue_name: str) -> None:
     """Memory runs out in the midst of them, and what it took is known one by one."""
     with Valkey() as server, server.client() as client:

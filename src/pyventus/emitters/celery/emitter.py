@@ -257,9 +257,12 @@ def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
     emissions = [emission for emission, addressed in sealed if any(id(message) in lost for _, message in addressed)]
     if not emissions:
         return  # The answer came after the deadline, and just before this look.
-    names = {publishing.queue: str(publishing.error) for publishing in failed}
-    reasons = "; ".join(f"queue {name!r}: {error}" for name, error in names.items())
-    stored = dict.fromkeys(publishing.queue for publishing in publishings if publishing.queue not in names)
+    # Of what takes several round trips a part may not have been sent, and another one be stored.
+    errors: dict[str, dict[str, None]] = {}
+    for publishing in failed:
+        errors.setdefault(publishing.queue, {})[str(publishing.error)] = None
+    reasons = "; ".join(f"queue {name!r}: {', and of others: '.join(texts)}" for name, texts in errors.items())
+    stored = dict.fromkeys(publishing.queue for publishing in publishings if publishing.queue not in errors)
     raise EmitError(_failure(sealed, emissions, reasons), emissions[0], stored, emissions) from failed[0].error
 
 

@@ -51,10 +51,11 @@ class Flight:
             self.loop.add_reader(self._file, self._read)
         except NotImplementedError:
             return False
-        self.sender, self.publishings = sender, publishings
+        self.sender, self.end = sender, max(each.end for each in publishings)
         for each in publishings:
             each.sender = sender
-        self.end = max(each.end for each in publishings)
+        # Last: other threads look at a flight that has some.
+        self.publishings = publishings
         self._timeout = self._socket.gettimeout()
         self._socket.settimeout(0)
         try:
@@ -102,10 +103,12 @@ class Flight:
         """Wait no more, because of an error, or because the broker has answered."""
         if self._is_over:
             return
-        self._leave_loop()
-        if error is None:
-            self._socket.settimeout(self._timeout)
-        self._land(self, error)
+        try:
+            self._leave_loop()
+            if error is None:
+                self._socket.settimeout(self._timeout)
+        finally:
+            self._land(self, error)
 
     def _leave_loop(self) -> None:
         self._is_over = True

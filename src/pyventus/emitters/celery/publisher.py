@@ -153,8 +153,11 @@ class _Wakes:
         """Called by any thread."""
         self._ended.append((waiter, error))
         if _take(self._idle):
-            with contextlib.suppress(RuntimeError):  # The loop is closed, and nobody waits there.
+            try:
                 waiter.get_loop().call_soon_threadsafe(self._wake_all)
+            except RuntimeError:  # The loop is closed, and nobody waits there. What it would hold keeps it alive.
+                self._ended.clear()
+                self._idle.append(None)
 
     def _wake_all(self) -> None:
         self._idle.append(None)
@@ -213,7 +216,9 @@ class Publishing(Work):
 
     def _give_up(self) -> None:
         if not self._waiter.done():
-            self._senders.give_up(self)
+            error = self._senders.give_up(self)
+            if not self._waiter.done():
+                self._waiter.set_result(error)
 
     @property
     def queue(self) -> str:
@@ -408,7 +413,8 @@ class _Senders:
     def _wake_one(self) -> None:
         """Have a sender take what waits: an idle one, or a new one, or else the next that is done."""
         # After a failure one sender finds out for all whether the broker is back.
-        limit = MAX_SENDERS if self._failed_at is None else 1
+        # What a loop has may have failed with the others, and the loop not know yet.
+        limit = MAX_SENDERS if self._failed_at is None else 1 + self._flying()
         if self._idle:
             self._idle.pop().changed.notify()
         elif len(self._senders) < limit:
@@ -456,8 +462,11 @@ class _Senders:
 
     def _lend(self, borrower: Publishing | Flight) -> Sender | None:
         with self.lock:
-            if self._flights:
+            if self._flights or self._turns:
                 self._end_lost()
+            # One is left to what the thread of a loop emits by `emit`, and then waits for.
+            if isinstance(borrower, Flight) and self._flying() >= MAX_SENDERS - 1:
+                return None
             if not self._idle or self._waiting or self._leaving or self._failed_at is not None:
                 return None
             # In an order in which `_take_back` finds it, wherever the thread is interrupted.
@@ -500,11 +509,11 @@ class _Senders:
         publishing.begin_in(loop)
         if self._is_patched or len(publishing.messages) > MAX_IN_FLIGHT:
             self._send_elsewhere(publishing)
-        elif loop in self._turns:
-            self._turns[loop].append(publishing)
         else:
-            self._turns[loop] = [publishing]
-            loop.call_soon(self._end_turn, loop)
+            turn = self._turns.setdefault(loop, [])
+            if all(each.future.done() for each in turn):
+                loop.call_soon(self._end_turn, loop)
+            turn.append(publishing)
 
     def _send_elsewhere(self, publishing: Publishing) -> None:
         publishing.leave_loop()
@@ -513,11 +522,10 @@ class _Senders:
     def _end_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send what the turn has emitted, over one connection if one is at rest; what cannot go so, senders send."""
         # Whose deadline has passed will find that it was not sent.
-        turn = [each for each in self._turns.pop(loop) if time.monotonic() < each.end and not each.future.done()]
+        turn = [each for each in self._turns.pop(loop, ()) if time.monotonic() < each.end and not each.future.done()]
         flight = Flight(loop, self._land)
         try:
-            # One is left to what the thread of the loop emits by `emit`, and then waits for.
-            sender = self._lend(flight) if len(self._flights) < MAX_SENDERS - 1 else None
+            sender = self._lend(flight)
             if sender is not None:
                 self._flights.add(flight)
                 if not sender.fly(flight, turn):
@@ -526,6 +534,7 @@ class _Senders:
         except BaseException:
             self._take_back(flight)
             self._settle(flight, PublishError(INTERRUPTED))
+            self._flights.discard(flight)
             raise
         finally:
             for each in turn:
@@ -533,19 +542,23 @@ class _Senders:
                     self._send_elsewhere(each)
 
     def _land(self, flight: Flight, error: BaseException | None) -> None:
-        failure: BaseException | None = PublishError(INTERRUPTED)
         try:
-            if error is None or isinstance(error, PublishError):
-                failure = error
-            else:
-                failure = flight.sender.explain(error, flight.publishings[0], flight.end)
+            if error is not None and not isinstance(error, PublishError):
+                error = flight.sender.explain(error, flight.publishings[0])
+            self._settle(flight, error)
+            self._give_back(flight.sender, error)
+        except BaseException:
+            self._take_back(flight)
+            self._settle(flight, PublishError(INTERRUPTED))
+            raise
         finally:
-            self._settle(flight, failure)
-            self._give_back(flight.sender, failure)
+            self._flights.discard(flight)
+
+    def _flying(self) -> int:
+        return sum(isinstance(sender.lent_for, Flight) for sender in self._senders)
 
     def _settle(self, flight: Flight, failure: BaseException | None) -> None:
         with self.lock:
-            self._flights.discard(flight)
             for each in flight.publishings:
                 if each.future.done():
                     continue
@@ -563,9 +576,12 @@ class _Senders:
                 self._flights.discard(flight)
                 self._take_back(flight)
             elif time.monotonic() > flight.end + LOST_SECONDS and flight.sender in self._senders:
-                self._drop(flight.sender)
+                # It does not hang at the broker, and so is not one of those that leave.
+                self._senders.discard(flight.sender)
                 with contextlib.suppress(RuntimeError):
                     flight.loop.call_soon_threadsafe(flight.finish, BrokerDown(TOO_LATE))
+        for loop in [each for each in list(self._turns) if each.is_closed()]:
+            self._turns.pop(loop, None)
 
     def _replace(self) -> None:
         """Others may wait for a sender that leaves."""
@@ -730,7 +746,7 @@ class Sender:
             raise
         except BaseException as error:
             # A SystemExit, too: receivers of Celery's signals are the user's code, and who emitted waits for a word.
-            return self._explain_failure(error, works[0])
+            return self.explain(error, works[0])
         return None
 
     def _perform(self, calling: Calling[T]) -> None:
@@ -823,7 +839,12 @@ class Sender:
         try:
             splicer.send(copies, end)
         except Exception as error:
-            return self.explain(error, publishing, end)
+            is_timeout = isinstance(error, TimeoutError) and error.errno is None  # Else the kernel has ended it.
+            if is_timeout and is_past(end):
+                return BrokerDown(TOO_LATE)
+            if is_timeout or not isinstance(error, self._errors):
+                raise  # It came from outside, such as from a signal handler of the user's.
+            return self.explain(error, publishing)
         return None
 
     def fly(self, flight: Flight, publishings: Sequence[Publishing]) -> bool:
@@ -853,18 +874,6 @@ class Sender:
                 return None
             copies.append(copy)
         return copies
-
-    def explain(self, error: BaseException, publishing: Publishing, end: float) -> BaseException:
-        """What an error means that has ended a sending.
-
-        Raises:
-            BaseException: it came from outside, such as from a signal handler of the user's.
-        """
-        if isinstance(error, TimeoutError) and is_past(end):
-            return BrokerDown(TOO_LATE)
-        if isinstance(error, TimeoutError) or not isinstance(error, self._errors):
-            raise error
-        return self._explain_failure(error, publishing)
 
     # -- The connection -----------------------------------------------------------------------------------------
 
@@ -952,7 +961,8 @@ class Sender:
 
     # -- What is said of errors -----------------------------------------------------------------------------------
 
-    def _explain_failure(self, error: BaseException, work: Work) -> BaseException:
+    def explain(self, error: BaseException, work: Work) -> BaseException:
+        """What an error means that has ended a work at the broker."""
         original = _original(error)
         if isinstance(original, MessageNacked):
             return PublishError("RabbitMQ refused it, as it does when the queue is full; it was not stored")

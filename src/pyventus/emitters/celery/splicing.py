@@ -463,6 +463,9 @@ class RabbitMQSplicer(Splicer):
             channel.events["basic_ack"].add(partial(self._on_confirmed, True))
             channel.events["basic_nack"].add(partial(self._on_confirmed, False))
             channel.events["basic_return"].add(self._on_returned)
+            for each in (channel, self._unconfirming):
+                # What RabbitMQ closes py-amqp opens again, and waits for it; ours are of no use then.
+                each._do_revive = _leave_closed
             self._own = channel
 
     @property
@@ -524,6 +527,10 @@ class RabbitMQSplicer(Splicer):
 
     def _on_returned(self, error: BaseException, exchange: str, routing_key: str, message: Any) -> None:
         self._returned.add(message.properties["correlation_id"])
+
+
+def _leave_closed() -> None:
+    pass
 
 
 # The arguments of a publishing, and what they are by themselves.

@@ -12,7 +12,6 @@ import json.encoder
 from collections.abc import Sequence
 from typing import Any
 
-from pyventus.emission import Emission
 from pyventus.errors import NotSerializable
 from pyventus.wire.base import Content, ContentSerializer
 from pyventus.wire.json.base import MAX_DEPTH, MAX_ITEMS, Unfit
@@ -46,14 +45,9 @@ class JSONSerializer(ContentSerializer):
 
     name = "json"
 
-    def dumps(self, emission: Emission, /) -> bytes:
-        """As that of the base, with less ado for what is plain."""
-        content = emission.event, emission.args, emission.kwargs
-        return _write(content).encode("ascii") if is_plain(*content) else super().dumps(emission)
-
     def pack(self, content: Content) -> bytes:
         try:
-            return _write(Encoder().content(content)).encode("ascii")
+            return _write(content if is_plain(content) else Encoder().content(content)).encode("ascii")
         except Unfit as unfit:
             raise NotSerializable(unfit.text(content[0])) from unfit.__cause__
 

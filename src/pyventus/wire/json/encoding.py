@@ -247,13 +247,11 @@ class Encoder:
             raise
 
 
-def is_plain(event: object, args: object, kwargs: object) -> bool:
+def is_plain(content: Content) -> bool:
     """Whether JSON carries all of it as it is, as far as a short look tells."""
+    event, args, kwargs = content
     return (
-        type(event) is str
-        and type(args) is tuple
-        and type(kwargs) is dict
-        and event.isascii()
+        event.isascii()
         and len(args) + len(kwargs) <= MAX_ITEMS
         and _are_plain(args)
         and (not kwargs or (_has_plain_keys(kwargs) and _are_plain(kwargs.values())))
