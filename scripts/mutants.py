@@ -238,6 +238,12 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/publisher.py", "if flight.loop.is_closed():", "if False:",
         f"{LOOPS}::test_loops_that_end_amid_a_round_trip_take_no_connection_with_them",
     ),
+    "leave the thread of what a closed loop had": Mutant(
+        f"{CELERY}/publisher.py",
+        "                self._give_back(flight.sender, PublishError(INTERRUPTED))\n",
+        "                self._take_back(flight)\n",
+        f"{LOOPS}::test_a_loop_that_stands_still_and_is_closed_then",
+    ),
     "leave what was lent to loops that stand still": Mutant(
         f"{CELERY}/publisher.py", "                self._senders.discard(flight.sender)\n", "                pass\n",
         f"{LOOPS}::test_a_loop_that_stands_still_amid_a_round_trip",

@@ -18,7 +18,7 @@ from pyventus import Emission, EmitError
 from pyventus.emitters.celery import CeleryEventEmitter, splicing
 from pyventus.emitters.celery.publisher import MAX_SENDERS
 from tests.brokers import FreezableProxy, RabbitMQ, Valkey
-from tests.functional.apps.support import new_emitter
+from tests.functional.apps.support import new_emitter, wait_until
 from tests.functional.test_emitting_processes import stored_ids
 
 NOT_SENT = r"and it was not sent"
@@ -318,6 +318,30 @@ def test_an_emit_on_a_loop_whose_messages_are_on_their_way(proxy: FreezableProxy
         await asyncio.gather(*tasks)
 
     asyncio.run(main())
+
+
+def test_a_loop_that_stands_still_and_is_closed_then(proxy: FreezableProxy, queue: str) -> None:
+    """The thread whose connection it had ends, although others have taken its place already."""
+    emitter = emitter_through(proxy.proxied_url, queue, timeout=0.5)
+    loop = asyncio.new_event_loop()
+
+    async def leave() -> None:
+        tasks.append(asyncio.ensure_future(emitter.aemit("Event")))
+        await asyncio.sleep(0.1)
+
+    tasks: list[asyncio.Future[Emission]] = []
+    proxy.freeze()
+    loop.run_until_complete(leave())
+    proxy.thaw()
+    (flight,) = senders_of(emitter)._flights
+    time.sleep(1.6)
+    emitter.emit("Event")
+    assert not flight.sender.is_over
+    tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    emitter.emit("Event")
+    asyncio.run(emitter.aemit("Event"))
+    wait_until(lambda: flight.sender.is_over, "its end")
 
 
 class BlindLoop(asyncio.SelectorEventLoop):

@@ -574,7 +574,7 @@ class _Senders:
         for flight in [each for each in list(self._flights) if each.publishings]:
             if flight.loop.is_closed():
                 self._flights.discard(flight)
-                self._take_back(flight)
+                self._give_back(flight.sender, PublishError(INTERRUPTED))
             elif time.monotonic() > flight.end + LOST_SECONDS and flight.sender in self._senders:
                 # It does not hang at the broker, and so is not one of those that leave.
                 self._senders.discard(flight.sender)
