@@ -298,7 +298,8 @@ def test_what_is_no_message_is_dropped(
     with caplog.at_level(logging.ERROR, "pyventus"):
         got = consume(connection.channel(), queue_name)
         drain(connection, lambda: got)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "pyventus"]
+    # A machine that is busy may have taken this worker for dead, which is a WARNING.
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line.startswith(f"An entry of queue {queue_name!r} that is no message was dropped")
     got[0].ack()
     wait_until(lambda: is_quiet(client, queue_name), "both are gone")
