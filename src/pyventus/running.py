@@ -379,14 +379,9 @@ def run_in_thread(job: Job, failure: BaseException | None = None) -> Result:
         failure: what its handler has already failed with, elsewhere.
     """
     if failure is None and job.is_plain:
-        try:
-            value = job.context.run(job.handler.event_callback, *job.emission.args, **job.emission.kwargs)
-            if value is not None:
-                _refuse_coroutine(value, job.handler.event_callback)
+        failure = _call_plain(job.handler, job.emission, job.context)
+        if failure is None:
             return Result(job.handler)
-        except BaseException as error:
-            _raise_if_signalled(error)
-            failure = _thrown(error)
     way = steps(job)
     call = next(way)
     try:
@@ -559,16 +554,24 @@ def run_plain(handler: EventHandler, emission: Emission, origin: Context) -> Non
     costs more than the call of a function that does little.
     """
     context = origin.copy()
+    failure = _call_plain(handler, emission, context)
+    if failure is not None:
+        job = Job(handler, emission, origin, context, retry=handler.retry)
+        result = run_in_thread(job, failure)
+        if result.again is not None:
+            _run_waiting([(time.monotonic() + result.again, job.next())])
+
+
+def _call_plain(handler: EventHandler, emission: Emission, context: Context) -> BaseException | None:
+    """Call a sync event callback in this thread; what it has failed with."""
     try:
         value = context.run(handler.event_callback, *emission.args, **emission.kwargs)
         if value is not None:
             _refuse_coroutine(value, handler.event_callback)
     except BaseException as error:
         _raise_if_signalled(error)
-        job = Job(handler, emission, origin, context, retry=handler.retry)
-        result = run_in_thread(job, _thrown(error))
-        if result.again is not None:
-            _run_waiting([(time.monotonic() + result.again, job.next())])
+        return _thrown(error)
+    return None
 
 
 def _start(job: Job) -> Future[Result]:

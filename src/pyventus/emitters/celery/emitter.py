@@ -110,7 +110,7 @@ class CeleryEventEmitter(EventEmitter):
             return emission
         queue, message = addressed
         publishing = queue.publisher.start_soon([message], end)
-        await publishing.wait_async(end)
+        await publishing.wait_async()
         if publishing.error is not None:
             _raise_failures([(emission, [addressed])], [publishing])
         return emission
@@ -120,7 +120,7 @@ class CeleryEventEmitter(EventEmitter):
         eager = self._eager_queues()
         sealed = self._seal_all(emissions, eager, batch)
         publishings = [publisher.start_soon(messages, end) for publisher, messages in _batches(sealed, eager)]
-        await asyncio.gather(*(publishing.wait_async(end) for publishing in publishings))
+        await asyncio.gather(*(publishing.wait_async() for publishing in publishings))
         _raise_failures(sealed, publishings)
         if eager:
             await asyncio.to_thread(_run, _messages_to(eager, sealed))

@@ -203,9 +203,9 @@ class Publishing(Work):
         self.future = native.shared(Future())
         self.future.add_done_callback(lambda future: wakes.wake(waiter, future.result()))
 
-    async def wait_async(self, end: float) -> None:
-        """As `wait`, without blocking the loop that it began in."""
-        timer = self._waiter.get_loop().call_later(max(0.0, end - time.monotonic()), self._give_up)
+    async def wait_async(self) -> None:
+        """As `wait`, until its own end, without blocking the loop that it began in."""
+        timer = self._waiter.get_loop().call_later(max(0.0, self.end - time.monotonic()), self._give_up)
         try:
             self.error = await self._waiter
         except BaseException:
