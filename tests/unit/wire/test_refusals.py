@@ -452,3 +452,14 @@ def test_names_of_unknown_classes_forge_no_log_line(name: str) -> None:
         loads_value({"$": "object", "c": name, "f": {}})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
+
+
+def test_what_is_plain_keeps_to_the_limits_of_all_else() -> None:
+    """It takes a short way, on which no more may pass than on the long one."""
+    many = tuple(range(MAX_ITEMS + 1))
+    with pytest.raises(NotSerializable, match="more than 1,000,000 values"):
+        SERIALIZER.dumps(Emission(event="Event", args=many))
+    with pytest.raises(Undecodable, match="more than 1,000,000 values"):
+        SERIALIZER.loads(f'["Event",{list(many)},{{}}]'.encode())
+    with pytest.raises(Undecodable):
+        SERIALIZER.loads(b'["Event",[],{"$":"float","v":"nan"}]')
