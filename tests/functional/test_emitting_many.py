@@ -411,11 +411,12 @@ def test_an_unconfirmed_emit_waits_for_no_answer(amqp_url: str, queue_name: str)
             emitter.emit("Event")
         proxy.freeze()
         last = emitter.emit("Event")
+        proxy.thaw()
+        wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name) == 4, "what was written")
+        proxy.freeze()
         emitter._queues[0].confirm = True
         with pytest.raises(EmitError, match="did not answer within the deadline"):
             emitter.emit("Event")
-        proxy.thaw()
-        wait_until(lambda: RabbitMQ(amqp_url).depth(queue_name) >= 4, "what was written")
     with RabbitMQ(amqp_url).channel() as channel:
         ids = [channel.basic_get(queue_name, no_ack=True).properties["correlation_id"] for _ in range(4)]
     assert last.id in ids
