@@ -283,6 +283,30 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "    left = end - time.monotonic()\n", "    left = 5.0\n",
         "tests/functional/test_emitting_failures.py::test_stopped_behind_a_proxy_while_connected",
     ),
+    "look for an answer that is far away each time": Mutant(
+        f"{CELERY}/splicing.py", "if spins and not self._naps else", "if spins else",
+        "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
+    ),
+    "never look again for an answer that came late once": Mutant(
+        f"{CELERY}/splicing.py", "            self._naps = 0\n", "            pass\n",
+        "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
+    ),
+    "send only what fits at once": Mutant(
+        f"{CELERY}/sockets.py", "    while sent < len(data):\n", "    while False:\n",
+        "tests/unit/test_sockets.py::test_what_does_not_fit_at_once_is_sent_all_the_same",
+    ),
+    "quote all as if it were printable": Mutant(
+        f"{CELERY}/splicing.py", "    if data.translate(None, _PRINTABLE):\n", "    if not data:\n",
+        "tests/unit/test_sockets.py::test_each_character_is_quoted_as_json_does",
+    ),
+    "send a part of many": Mutant(
+        f"{CELERY}/splicing.py", "copies[start : start + PART]", "copies[:PART]",
+        "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
+    "forget the parts before the last": Mutant(
+        f"{CELERY}/splicing.py", "        self._pushed += copies\n", "        self._pushed = list(copies)\n",
+        "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
     "send over what was closed meanwhile": Mutant(
         f"{CELERY}/sockets.py", "    except OSError:\n        pass\n    return False\n", "    return True\n",
         "tests/functional/test_emitting_failures.py::test_a_closed_idle_connection_is_replaced",

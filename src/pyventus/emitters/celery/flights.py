@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from pyventus.emitters.celery.sockets import WOULD_BLOCK
 from pyventus.emitters.celery.splicing import ANSWER_BYTES, Copy
 
 if TYPE_CHECKING:
     from pyventus.emitters.celery.publisher import Publishing, Sender
-
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Flight:

@@ -554,6 +554,10 @@ class _Senders:
         finally:
             self._flights.discard(flight)
 
+    def only_one_is_busy(self) -> bool:
+        """Whether all others wait for work."""
+        return len(self._idle) >= len(self._senders) - 1
+
     def _flying(self) -> int:
         return sum(isinstance(sender.lent_for, Flight) for sender in self._senders)
 
@@ -837,7 +841,8 @@ class Sender:
         if copies is None:
             return None
         try:
-            splicer.send(copies, end)
+            # What spins takes time from other threads, which may have a use for it.
+            splicer.send(copies, end, self._senders.only_one_is_busy())
         except Exception as error:
             is_timeout = isinstance(error, TimeoutError) and error.errno is None  # Else the kernel has ended it.
             if is_timeout and is_past(end):

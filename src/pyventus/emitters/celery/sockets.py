@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Seconds by which a wait may end too early or too late.
 TOLERANCE = 0.01
 
@@ -16,21 +20,33 @@ def send_all(sock: Any, data: bytes, end: float) -> None:
     Raises:
         OSError: the connection failed; TimeoutError: it took too long.
     """
-    _set_timeout(sock, end)
-    sent = sock.send(data)
+    _check(end)
+    # To wait until it can be sent takes a system call, and it nearly always can.
+    sent = _try(sock, sock.send, data) or 0
     while sent < len(data):
         _set_timeout(sock, end)
         sent += sock.send(memoryview(data)[sent:])
 
 
-def receive(sock: Any, most: int, end: float) -> bytes:
+def receive(sock: Any, most: int, end: float, spin: float = 0.0) -> bytes:
     """Some bytes, at the most so many, as soon as there are any.
+
+    Args:
+        sock: from which.
+        most: how many.
+        end: as of `send_all`.
+        spin: seconds to look again and again before the thread is put to sleep.
 
     Raises:
         OSError: as `send_all`, or the peer has closed the connection.
     """
-    _set_timeout(sock, end)
-    data: bytes = sock.recv(most)
+    data: bytes | None = None
+    until = time.monotonic() + spin
+    while data is None and time.monotonic() < until:
+        data = _try(sock, sock.recv, most)
+    if data is None:
+        _set_timeout(sock, end)
+        data = sock.recv(most)
     if not data:
         raise ConnectionError("the broker closed the connection")
     return data
@@ -42,7 +58,7 @@ def is_quiet(sock: Any) -> bool:
     sock.settimeout(0)
     try:
         sock.recv(1)
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except WOULD_BLOCK:
         sock.settimeout(timeout)
         return True
     except OSError:
@@ -55,11 +71,25 @@ def is_past(end: float) -> bool:
     return time.monotonic() > end - TOLERANCE
 
 
-def _set_timeout(sock: Any, end: float) -> None:
+def _check(end: float) -> float:
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")
+    return left
+
+
+def _set_timeout(sock: Any, end: float) -> None:
+    left = _check(end)
     timeout = sock.gettimeout()
     # To set it takes a system call.
     if timeout is None or not left - TOLERANCE < timeout < left + TOLERANCE:
         sock.settimeout(left)
+
+
+def _try(sock: Any, call: Callable[[Any], T], value: Any) -> T | None:
+    if sock.gettimeout() != 0:
+        sock.settimeout(0)
+    try:
+        return call(value)
+    except WOULD_BLOCK:
+        return None

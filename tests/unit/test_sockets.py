@@ -1,0 +1,157 @@
+"""Bytes that go and come over real sockets, by a deadline, and answers that are looked for before a thread sleeps."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from pyventus.emitters.celery import splicing
+from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
+from pyventus.emitters.celery.splicing import NAPS, Copy, Splicer, _quoted
+
+LARGE = b"x" * 4_000_000
+
+
+class Watched:
+    """A socket that remembers with which timeouts it was read."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.timeouts: list[float | None] = []
+
+    def recv(self, most: int) -> bytes:
+        self.timeouts.append(self._sock.gettimeout())
+        return self._sock.recv(most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(30)
+        yield ours, theirs
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def soon() -> float:
+    return time.monotonic() + 30
+
+
+def test_what_does_not_fit_at_once_is_sent_all_the_same(pair: Pair) -> None:
+    ours, theirs = pair
+    read: list[bytes] = []
+
+    def read_all() -> None:
+        while sum(map(len, read)) < len(LARGE):
+            read.append(theirs.recv(65536))
+
+    reading = threading.Thread(target=read_all)
+    reading.start()
+    send_all(ours, LARGE, soon())
+    reading.join(30)
+    assert b"".join(read) == LARGE
+
+
+def test_who_does_not_read_holds_it_up_until_the_deadline(pair: Pair) -> None:
+    with pytest.raises(TimeoutError):
+        send_all(pair[0], LARGE, time.monotonic() + 0.1)
+
+
+def test_nothing_is_sent_after_the_deadline(pair: Pair) -> None:
+    ours, theirs = pair
+    with pytest.raises(TimeoutError):
+        send_all(ours, b"late", time.monotonic() - 1)
+    assert is_quiet(theirs)
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.01, 60.0])
+def test_what_comes_later_is_waited_for(pair: Pair, spin: float) -> None:
+    ours, theirs = pair
+    later = threading.Timer(0.1, theirs.sendall, [b"answer"])
+    later.start()
+    assert receive(ours, 100, soon(), spin) == b"answer"
+    later.join()
+
+
+@pytest.mark.parametrize("spin", [0.0, 0.01])
+def test_what_does_not_come_ends_at_the_deadline(pair: Pair, spin: float) -> None:
+    with pytest.raises(TimeoutError):
+        receive(pair[0], 100, time.monotonic() + 0.1, spin)
+
+
+@pytest.mark.parametrize("spin", [0.0, 60.0])
+def test_a_peer_that_has_gone_is_told(pair: Pair, spin: float) -> None:
+    pair[1].close()
+    with pytest.raises(ConnectionError, match="the broker closed the connection"):
+        receive(pair[0], 100, soon(), spin)
+
+
+class Echo(Splicer):
+    """Says the same to a peer whatever it sends, and is content with any answer."""
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(Celery(set_as_current=False), None)
+        self._sock = sock
+
+    @property
+    def socket(self) -> Any:
+        return self._sock
+
+    def request(self, copies: Sequence[Copy]) -> bytes:
+        return b"?"
+
+    def take(self, data: bytes) -> bool:
+        return bool(data)
+
+
+def exchange(splicer: Echo, peer: socket.socket, *, spins: bool = True) -> bool:
+    """Have it get an answer that is there already; whether it had looked for it rather than waited."""
+    splicer.socket.timeouts.clear()
+    peer.sendall(b"!")
+    splicer.send([None], soon(), spins)  # type: ignore[list-item]
+    assert peer.recv(100) == b"?"
+    return bool(splicer.socket.timeouts[0] == 0)
+
+
+def test_an_answer_is_looked_for_as_long_as_it_comes_soon(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    splicer = Echo(Watched(pair[0]))
+    monkeypatch.setattr(splicing, "SPIN_SECONDS", 60.0)
+    assert all(exchange(splicer, pair[1]) for _ in range(3))
+    assert not exchange(splicer, pair[1], spins=False)
+
+    monkeypatch.setattr(splicing, "SPIN_SECONDS", 1e-9)
+    exchange(splicer, pair[1])
+    looked = []
+    for _ in range(3 * (NAPS + 1)):
+        exchange(splicer, pair[1])
+        looked.append(splicer._naps == NAPS)
+    assert looked == 3 * [*NAPS * [False], True], "after one that came late, it is looked for now and then"
+
+    monkeypatch.setattr(splicing, "SPIN_SECONDS", 60.0)
+    assert not exchange(splicer, pair[1])
+    assert exchange(splicer, pair[1]), "and again as soon as one has come soon"
+
+
+TEXTS = ["plain", 'a "quoted" one', "back\\slash", "line\nbreak", "\x7f", "\u2028", "\U0001d11e"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_quoted_as_json_does(text: str) -> None:
+    assert _quoted(text) == encode_basestring_ascii(text).encode()
+
+
+def test_each_character_is_quoted_as_json_does() -> None:
+    for character in map(chr, range(0x180)):
+        assert _quoted(f"a{character}b") == encode_basestring_ascii(f"a{character}b").encode()
