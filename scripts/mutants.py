@@ -283,6 +283,14 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "    left = end - time.monotonic()\n", "    left = 5.0\n",
         "tests/functional/test_emitting_failures.py::test_stopped_behind_a_proxy_while_connected",
     ),
+    "leave all that is loaded to the garbage collector": Mutant(
+        f"{CELERY}/worker.py", "    gc.freeze()\n", "",
+        "tests/functional/test_worker_start.py::test_what_is_loaded_is_left_alone_by_the_garbage_collector",
+    ),
+    "freeze what belongs to others": Mutant(
+        f"{CELERY}/worker.py", "if isinstance(parent, Worker):", "if True:",
+        "tests/functional/test_worker_start.py::test_a_worker_in_a_process_of_others_leaves_their_garbage_alone",
+    ),
     "look for an answer that is far away each time": Mutant(
         f"{CELERY}/splicing.py", "if spins and not self._naps else", "if spins else",
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",

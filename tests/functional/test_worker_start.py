@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.contrib.testing.worker import start_worker
 
 from tests.brokers import Valkey
 from tests.functional.apps.support import SECRETS, new_emitter, service
@@ -94,6 +97,26 @@ def test_another_app_in_the_same_module(broker: Valkey, tmp_path: Path) -> None:
         emission = new_emitter(broker.url, "", name="other", secret=SECRETS["other"]).emit("Plain")
         worker.wait_for(f"{emission.id} plain")
     assert "pyventus.first" not in worker.log()
+
+
+# -- Garbage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_what_is_loaded_is_left_alone_by_the_garbage_collector(pool: str, broker: Valkey, tmp_path: Path) -> None:
+    """In the process that runs handlers, whether it was forked or not."""
+    with service(broker.url, f"frozen-{pool}", tmp_path, pool=pool) as worker:
+        new_emitter(broker.url, f"frozen-{pool}").emit("Frozen")
+        log = worker.wait_for("objects are frozen")
+    (count,) = re.findall(r"(\d+) objects are frozen", log)
+    assert int(count) > 10_000
+
+
+def test_a_worker_in_a_process_of_others_leaves_their_garbage_alone(broker: Valkey) -> None:
+    before = gc.get_freeze_count()
+    emitter = new_emitter(broker.url, "embedded")
+    with start_worker(emitter._queues[0].app, pool="solo", perform_ping_check=False):
+        assert gc.get_freeze_count() == before
 
 
 # -- A configuration that comes later ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -54,6 +55,11 @@ def where() -> str:
 @EventLinker.on("Plain", name="plain")
 async def plain(*args: object, **kwargs: object) -> None:
     say("plain", *args, *kwargs.items())
+
+
+@EventLinker.on("Frozen")
+def frozen() -> None:
+    say(gc.get_freeze_count(), "objects are frozen")
 
 
 @EventLinker.on(Parcel, name="parcel")
