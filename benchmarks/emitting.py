@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import amqp
@@ -61,20 +62,52 @@ def bare() -> Send:
     return send
 
 
-def bare_confirmed() -> Send:
-    """A persistent message of as many bytes by py-amqp alone, which waits for its confirmation."""
-    text, parts = envelope(), url_to_parts(BROKER)
+def amqp_channel(**options: Any) -> amqp.Channel:
+    parts = url_to_parts(BROKER)
     connection = amqp.Connection(
         f"{parts[1]}:{parts[2] or 5672}", parts[3] or "guest", parts[4] or "guest",
-        virtual_host=(parts[5] or "").strip("/") or "/", confirm_publish=True,
+        virtual_host=(parts[5] or "").strip("/") or "/", **options,
     )  # fmt: skip
     connection.connect()
-    channel = connection.channel()
+    return connection.channel()
+
+
+def bare_confirmed() -> Send:
+    """A persistent message of as many bytes by py-amqp alone, which waits for its confirmation."""
+    text, channel = envelope(), amqp_channel(confirm_publish=True)
 
     def send() -> int:
         message = amqp.Message(text, content_type="application/json", delivery_mode=2)
         channel.basic_publish(message, routing_key=queue.name)
         return 1
+
+    return send
+
+
+def bare_many() -> Send:
+    """The bytes of a thousand messages like that of an emit, made once, written at once, and then all confirmed."""
+    emit()
+    channel = amqp_channel()
+    channel.confirm_select()
+    message = channel.basic_get(queue.name, no_ack=True)
+    transport, written = channel.connection.transport, bytearray()
+    write, transport._write = transport._write, written.extend
+    for _ in range(BATCH):
+        channel.basic_publish(message, routing_key=queue.name, mandatory=True)
+    transport._write = write
+    tags, unconfirmed = count(1), set[int]()
+
+    def confirm(tag: int, multiple: bool) -> None:
+        unconfirmed.difference_update([each for each in unconfirmed if each <= tag] if multiple else [tag])
+
+    channel.events["basic_ack"].add(confirm)
+
+    def send() -> int:
+        unconfirmed.update(islice(tags, BATCH))
+        write(written)
+        while unconfirmed:
+            channel.connection.drain_events()
+        return BATCH
 
     return send
 
@@ -142,6 +175,7 @@ WAYS: dict[str, Callable[[], Send]] = {
     "send_task": send_task,
     "bare": bare,
     "bare, confirmed": bare_confirmed,
+    "a thousand bare, confirmed": bare_many,
     "sealed only": sealed_only,
     "emit_many": emit_many,
     "batches": lambda: emit_many(batch=100),

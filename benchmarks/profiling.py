@@ -16,7 +16,15 @@ SHOWN = 15
 PACKAGES = ("pyventus", "celery", "kombu", "redis", "amqp", "vine", "billiard", "written in C")
 
 # What waits for the other side, and takes no CPU.
-WAITS = ("method 'acquire' of", "method 'poll' of", "select.epoll", "method 'recv", "time.sleep", "_wait_for_tstate")
+WAITS = (
+    "method 'acquire' of",
+    "method 'poll' of",
+    "select.epoll",
+    "method 'recv'",
+    "time.sleep",
+    "_wait_for_tstate",
+    "SimpleQueue",
+)
 
 
 def profiles(bench: Bench) -> None:

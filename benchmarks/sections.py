@@ -70,7 +70,8 @@ def emit_on_amqp(bench: Bench) -> None:
         "send_task": (ours("emitting", "send_task"), plain),
     }
     if not bench.is_quick:
-        commands["aemit at once"] = (ours("emitting", "aemit at once"), confirmed)
+        for way in ("aemit at once", "a thousand bare, confirmed"):
+            commands[way] = (ours("emitting", way), confirmed)
         commands["send_task at once, confirmed"] = (ours("emitting", "send_task at once"), confirmed)
     if features.unconfirmed() is not None:
         commands["emit, unconfirmed"] = (ours("emitting", "emit"), plain)

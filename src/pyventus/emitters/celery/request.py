@@ -151,7 +151,7 @@ def _moment(text: object) -> str | None:
 def _custom(known: dict[str, Any]) -> dict[str, Any]:
     """The user's own headers, which Celery looks for in each message in a way that takes longer than to verify it."""
     headers = known.get("headers")
-    return headers if isinstance(headers, dict) else {name: known[name] for name in known.keys() - _CELERYS}
+    return headers if isinstance(headers, dict) else {name: known[name] for name in known if name not in _CELERYS}
 
 
 def _shown(text: object) -> str | None:

@@ -95,22 +95,24 @@ class EmissionTask(Task):
             Reject: an error of Pyventus' own, and the message could not be sent again, or a time limit that has struck
                 outside of handlers; it goes back to the queue.
         """
+        # Celery looks for it anew each time.
+        request = self.request
         try:
             if is_batch(text):
-                self._run_batch(str(text))
+                self._run_batch(request, str(text))
             else:
-                self._run_one(self.request, self.request.id, text)
+                self._run_one(request, request.id, text)
         except (Ignore, Reject, HandlersFailed, *UNHANDLED):
             raise
         except Exception as error:
             # Celery would acknowledge it.
-            if self.request.is_eager:
+            if request.is_eager:
                 raise
             raise Reject(error, requeue=True) from None
 
-    def _run_batch(self, text: str) -> None:
+    def _run_batch(self, request: Any, text: str) -> None:
         """Run what a message carries, one after another, each as if it had come in a message of its own."""
-        parts, request = self._unpack(text), self.request
+        parts = self._unpack(text)
         if (request.delivery_info or {}).get("redelivered"):
             # Its process may have died of one of them, and none is to suffer for another.
             return self._send_apart(parts)

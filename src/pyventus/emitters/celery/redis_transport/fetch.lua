@@ -11,16 +11,19 @@ end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return false end
 
 local id, room = tonumber(ARGV[2]), tonumber(ARGV[3])
-local numbers, found = {}, {}
+local numbers, found, records = {}, {}, {}
 for number = 3, #KEYS do
     if room == 0 then break end
     local queue = KEYS[number + number % 2]
+    local prefix = #queue .. ':' .. queue
     -- RPOP comes first: with it the script counts as writing, and a full Redis then lets HSET pass.
     for _, entry in ipairs(redis.call('RPOP', KEYS[number], room) or {}) do
-        redis.call('HSET', KEYS[1], id, #queue .. ':' .. queue .. entry)
+        records[#records + 1], records[#records + 2] = id, prefix .. entry
         found[#found + 1] = entry
         numbers[#found] = math.floor((number - 3) / 2) .. ' ' .. #entry
         id, room = id + 1, room - 1
     end
 end
+-- No more than a hundred are ever asked for, and Lua can pass some thousand values at once.
+if records[1] then redis.call('HSET', KEYS[1], unpack(records)) end
 return {table.concat(numbers, ' '), table.concat(found)}
