@@ -1,4 +1,4 @@
-"""Runs emits, or a worker, under cProfile in all threads: ``python -m benchmarks.profiled emit|work COUNT FILE``.
+"""Runs emits, or a worker, under cProfile in all threads: ``python -m benchmarks.profiled emit|many|work COUNT FILE``.
 
 It writes as JSON, for each function, its file and name, its calls, and the seconds in itself and with what it calls.
 """
@@ -41,6 +41,17 @@ def emit(count: int) -> None:
         emitter.emit("order.placed", number, TEXT)
 
 
+def many(count: int) -> None:
+    from benchmarks.shop import TEXT, emitter
+
+    emissions = [emitter.prepare("order.placed", number, TEXT) for number in range(1000)]
+    for _ in range(2):
+        emitter.emit_many(emissions)
+    forget()
+    for _ in range(0, count, len(emissions)):
+        emitter.emit_many(emissions)
+
+
 def work(count: int) -> None:
     """A solo worker, which ends by itself after so many emissions."""
     from celery.worker import state
@@ -74,7 +85,7 @@ def main(what: str, count: int, path: Path) -> None:
     threading.setprofile(profile_here)
     profile_here()
     with contextlib.suppress(SystemExit):
-        {"emit": emit, "work": work}[what](count)
+        {"emit": emit, "many": many, "work": work}[what](count)
     _profiles[0].disable()
     _write(path)
     os._exit(0)

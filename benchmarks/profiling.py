@@ -1,4 +1,4 @@
-"""Where the time of an emit, and of an emission in a worker, goes."""
+"""Where the time of an emit, of one of many, and of an emission in a worker, goes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ WAITS = (
 
 
 def profiles(bench: Bench) -> None:
-    """Both under cProfile, which makes calls dearer than they are: the order counts, not the microseconds."""
+    """Each under cProfile, which makes calls dearer than they are: the order counts, not the microseconds."""
     env = {**os.environ, **bench.env(BENCH_BROKER=features.redis_url(bench.redis_url))}
-    for what in ("emit", "work"):
+    for what in ("emit", "many", "work"):
         path = bench.folder / f"{what}.json"
         subprocess.run(
             ours("profiled", what, str(COUNT), str(path)), cwd=ROOT, env=env, check=True, capture_output=True

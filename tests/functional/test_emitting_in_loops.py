@@ -102,6 +102,17 @@ def test_what_is_large_is_sent_as_the_broker_takes_it(
     assert {emission.id for emission in emissions} < set(stored_ids(broker_url, queue, valkey))
 
 
+def test_what_would_hold_the_loop_up_is_left_to_others(
+    broker_url: str, queue: str, valkey: Valkey, requests: list[int]
+) -> None:
+    """Five of 200 KB are made by the loop itself."""
+    emitter = emitter_through(broker_url, queue)
+    requests.clear()
+    emissions = asyncio.run(emit_at_once(emitter, 20, "x" * 200_000))
+    assert requests[0] == 5
+    assert {emission.id for emission in emissions} < set(stored_ids(broker_url, queue, valkey))
+
+
 def test_each_ends_at_its_own_deadline(proxy: FreezableProxy, queue: str) -> None:
     """Though they share a round trip; afterwards emits work again."""
     patient = emitter_through(proxy.proxied_url, queue)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from base64 import b64decode
@@ -297,11 +298,40 @@ def test_a_redis_that_is_full_has_stored_some(queue_name: str) -> None:
         emitter.emit("Event")
         client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_500_000)
         events = [emitter.prepare("Event", "x" * 1000) for _ in range(1000)]
-        with pytest.raises(EmitError, match=r"of 1,000 emissions were not confirmed .* OOM") as caught:
+        refused = r"of 1,000 emissions were not confirmed .*: Redis refused it: OOM .*; it was not stored; emitter"
+        with pytest.raises(EmitError, match=refused) as caught:
             emitter.emit_many(events)
         stored = {json.loads(text)["headers"]["id"] for text in client.lrange(queue_name, 0, -2)}
     assert 0 < len(stored) < 1000
     assert {emission.id for emission in caught.value.emissions} == set(ids_of(events)) - stored
+
+
+class LoadingProxy(FreezableProxy):
+    """Says that Redis is loading its data, in the place of its next answer to what is pushed."""
+
+    is_loading = False
+
+    def _reply(self, client: socket.socket, data: bytes) -> None:
+        if self.is_loading and data.startswith(b":"):
+            self.is_loading = False
+            data = b"-LOADING Redis is loading the dataset in memory\r\n"
+        client.sendall(data)
+
+
+@pytest.mark.parametrize("how", ["emit", "aemit"])
+def test_a_redis_that_is_not_ready_has_stored_nothing(redis_url: str, queue_name: str, how: str) -> None:
+    """And is as good as down: what is emitted next is not even sent."""
+    with LoadingProxy(redis_url) as proxy:
+        emitter = make_emitter(proxy.proxied_url, queue_name)
+        for _ in range(3):
+            emitter.emit("Event")
+        proxy.is_loading = True
+        with pytest.raises(EmitError, match="Redis refused it: LOADING Redis is loading .* memory; it was not stored;"):
+            emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
+        with pytest.raises(
+            EmitError, match="it was not sent, because the broker failed less than 1 s ago: Redis refused"
+        ):
+            emitter.emit("Event")
 
 
 def test_a_queue_that_was_deleted_meanwhile_is_made_again(amqp_url: str, queue_name: str, valkey: Valkey) -> None:

@@ -32,7 +32,7 @@ from pyventus import native
 from pyventus.emitters.celery.delays import Delays
 from pyventus.emitters.celery.flights import Flight
 from pyventus.emitters.celery.sockets import is_past, is_quiet
-from pyventus.emitters.celery.splicing import Copy, Splicer, splicer_of
+from pyventus.emitters.celery.splicing import Copy, Refused, Splicer, splicer_of
 from pyventus.errors import describe_error
 
 T = TypeVar("T")
@@ -43,8 +43,9 @@ MAX_SENDERS = 4
 MAX_LEAVING = 20
 # Messages in one round trip.
 MAX_TOGETHER = 1000
-# Messages that a loop sends itself; to make more of them would hold it up.
+# Messages, and bytes of their texts, that a loop sends itself; to make more of them would hold it up.
 MAX_IN_FLIGHT = 100
+MAX_BYTES_IN_FLIGHT = 1024 * 1024
 IDLE_SECONDS = 300.0
 FAIL_FAST_SECONDS = 1.0
 # Ends a read that hangs in a thread that nobody waits for any more.
@@ -857,12 +858,13 @@ class Sender:
         if not self._is_ready():
             return False
         copies: list[Copy] = []
-        flying = []
+        flying, room = [], MAX_BYTES_IN_FLIGHT
         for publishing in publishings:
-            made = self._copies(publishing)
-            if made is not None and len(copies) + len(made) <= MAX_TOGETHER:
+            made, size = self._copies(publishing), sum(len(message.text) for message in publishing.messages)
+            if made is not None and len(copies) + len(made) <= MAX_TOGETHER and size <= room:
                 flying.append(publishing)
                 copies += made
+                room -= size
         return bool(flying) and flight.begin(self, flying, copies)
 
     def _is_ready(self) -> bool:
@@ -904,7 +906,7 @@ class Sender:
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
         self.splicer = splicer_of(self._driver, self._app, self._producer.channel)
-        self._errors = (OSError, *connection.connection_errors, *connection.channel_errors)
+        self._errors = (OSError, Refused, *connection.connection_errors, *connection.channel_errors)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 
@@ -971,6 +973,11 @@ class Sender:
         original = _original(error)
         if isinstance(original, MessageNacked):
             return PublishError("RabbitMQ refused it, as it does when the queue is full; it was not stored")
+        if isinstance(original, Refused):
+            text = str(original)
+            # What is being loaded is as good as down.
+            kind = BrokerDown if text.startswith("LOADING ") else PublishError
+            return kind(f"Redis refused it: {text.rstrip('.')}; it was not stored")
         assert self._connection is not None
         if isinstance(original, self._connection.connection_errors):
             return self._explain(BrokerDown, error, UNKNOWN)

@@ -70,6 +70,10 @@ class Copy(NamedTuple):
     publishing: Publishing
 
 
+class Refused(Exception):
+    """Redis has refused what is not known to be stored, so that it is not."""
+
+
 class Splicer:
     """Remembers messages that were sent over one channel, and sends others like them.
 
@@ -373,20 +377,13 @@ class RedisSplicer(Splicer):
                 refusal = refusal or reply
         self._pushed, self._replies = [], b""
         if refusal:
-            raise _refused(refusal[1:].decode("utf-8", "replace"))
+            raise Refused(refusal[1:].decode("utf-8", "replace"))
         self._seen_at = time.monotonic()
         return True
 
     def _push(self, copy: Copy) -> bytes:
         command: bytes = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
         return command
-
-
-def _refused(text: str) -> Exception:
-    from redis.exceptions import BusyLoadingError, ResponseError
-
-    # So redis-py has it: what cannot be done is an error of the command, and what is being loaded is none yet.
-    return BusyLoadingError(text) if text.startswith("LOADING ") else ResponseError(text)
 
 
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------
