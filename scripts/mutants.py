@@ -291,6 +291,14 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/worker.py", "if isinstance(parent, Worker):", "if True:",
         "tests/functional/test_worker_start.py::test_a_worker_in_a_process_of_others_leaves_their_garbage_alone",
     ),
+    "take a Redis that is loading for one that is up": Mutant(
+        f"{CELERY}/publisher.py", 'text.startswith("LOADING ")', "False",
+        "tests/functional/test_emitting_many.py::test_a_redis_that_is_not_ready_has_stored_nothing",
+    ),
+    "hold the loop up with what is large": Mutant(
+        f"{CELERY}/publisher.py", " and size <= room:", ":",
+        "tests/functional/test_emitting_in_loops.py::test_what_would_hold_the_loop_up_is_left_to_others",
+    ),
     "look for an answer that is far away each time": Mutant(
         f"{CELERY}/splicing.py", "if spins and not self._naps else", "if spins else",
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
