@@ -304,8 +304,9 @@ def in_process(bench: Bench) -> None:
 
 
 def memory_kept(bench: Bench) -> None:
-    """Kilobytes that the emitting process and a worker hold, after each 20,000 emissions: of three of each the one whose
-    memory grows neither the least nor the most, since an allocator takes a hundred kilobytes at once.
+    """Kilobytes that the emitting process and a worker hold, after each 20,000 emissions.
+
+    An allocator takes a hundred kilobytes at once: of three each the one counts that grows neither least nor most.
     """
     Times(bench.folder / "times", 1)
     runs = [_memory_of_one(bench) for _ in range(3)]

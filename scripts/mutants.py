@@ -304,7 +304,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
     ),
     "never look again for an answer that came late once": Mutant(
-        f"{CELERY}/splicing.py", "            self._naps = 0\n", "            pass\n",
+        f"{CELERY}/splicing.py", "            self._late = self._naps = 0\n", "            pass\n",
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
     ),
     "send only what fits at once": Mutant(

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -14,7 +15,7 @@ from celery import Celery
 
 from pyventus.emitters.celery import splicing
 from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
-from pyventus.emitters.celery.splicing import NAPS, Copy, Splicer, _quoted
+from pyventus.emitters.celery.splicing import Copy, Splicer, _quoted
 
 LARGE = b"x" * 4_000_000
 
@@ -132,12 +133,12 @@ def test_an_answer_is_looked_for_as_long_as_it_comes_soon(pair: Pair, monkeypatc
     assert not exchange(splicer, pair[1], spins=False)
 
     monkeypatch.setattr(splicing, "SPIN_SECONDS", 1e-9)
-    exchange(splicer, pair[1])
     looked = []
-    for _ in range(3 * (NAPS + 1)):
+    for number in range(190):
+        if splicer._naps == 0:
+            looked.append(number)
         exchange(splicer, pair[1])
-        looked.append(splicer._naps == NAPS)
-    assert looked == 3 * [*NAPS * [False], True], "after one that came late, it is looked for now and then"
+    assert [after - before for before, after in pairwise(looked)] == [1, 3, 7, 15, 31, 63, 63], "ever more seldom"
 
     monkeypatch.setattr(splicing, "SPIN_SECONDS", 60.0)
     assert not exchange(splicer, pair[1])

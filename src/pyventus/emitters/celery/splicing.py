@@ -37,9 +37,9 @@ IDLE_SECONDS = 25.0
 # What was seen to be open so long ago is taken to be so: to look takes a twentieth of an emit.
 MOMENT_SECONDS = 0.01
 # How long to look for the answer before the thread is put to sleep: to be woken takes longer than Redis on the same
-# machine takes to answer. If it did not come so soon, the next ones are not looked for.
+# machine takes to answer. Where it does not come so soon, it is looked for ever more seldom, at last each 63rd time.
 SPIN_SECONDS = 50e-6
-NAPS = 15
+MAX_LATE = 6
 # What the broker takes while the next ones are made.
 PART = 64
 BODY = "pyventus-body-of-the-message"
@@ -94,8 +94,9 @@ class Splicer:
         self._calls = Celery.send_task, self._producer.publish
         self._templates: dict[Kind, Any] = {}
         self._seen_at = -math.inf
-        # Answers for which not to spin: the broker is too far away, or has no processor of its own.
-        self._naps = 0
+        # Answers in a row that came too late, and answers for which not to spin because of them: the broker is too far
+        # away, or has no processor of its own.
+        self._late = self._naps = 0
 
     def copy(self, message: Message, publishing: Publishing) -> Copy | None:
         """How to make a message from an earlier one, if nobody watches; None: Celery has to make it."""
@@ -194,9 +195,12 @@ class Splicer:
         while not self.take(data):
             data = receive(sock, ANSWER_BYTES, end, SPIN_SECONDS if spins and not self._naps else 0.0)
         if time.monotonic() - sent_at < SPIN_SECONDS:
-            self._naps = 0
+            self._late = self._naps = 0
+        elif self._naps:
+            self._naps -= 1
         else:
-            self._naps = self._naps - 1 if self._naps else NAPS
+            self._late = min(self._late + 1, MAX_LATE)
+            self._naps = 2**self._late - 2
 
 
 def splicer_of(driver: str, app: Celery, channel: Any) -> Splicer | None:
