@@ -194,7 +194,12 @@ class Splicer:
         data, sent_at = b"", time.monotonic()
         while not self.take(data):
             data = receive(sock, ANSWER_BYTES, end, SPIN_SECONDS if spins and not self._naps else 0.0)
-        if time.monotonic() - sent_at < SPIN_SECONDS:
+        if spins:
+            self._learn(time.monotonic() - sent_at)
+
+    def _learn(self, seconds: float) -> None:
+        """Spin for the next answers or not, after one that has taken so long."""
+        if seconds < SPIN_SECONDS:
             self._late = self._naps = 0
         elif self._naps:
             self._naps -= 1
