@@ -15,7 +15,7 @@ COUNT = 3_000
 SHOWN = 15
 PACKAGES = ("pyventus", "celery", "kombu", "redis", "amqp", "vine", "billiard", "written in C")
 
-# What waits for the other side, and takes no CPU.
+# What waits for the other side, asleep or looking again and again.
 WAITS = (
     "method 'acquire' of",
     "method 'poll' of",

@@ -51,7 +51,7 @@ class Mutant(NamedTuple):
 
 MUTANTS: dict[str, Mutant] = {
     "redis transport: fetch and record nothing": Mutant(
-        f"{CELERY}/redis_transport/fetch.lua", "redis.call('HSET', KEYS[1]", "local _ = ({KEYS[1]",
+        f"{CELERY}/redis_transport/fetch.lua", "redis.call('HSET', KEYS[1], unpack(records))", "local _ = 0",
         f"{TRANSPORT_WORKERS}::test_killed_at_work",
     ),
     "redis transport: leave what landed": Mutant(
@@ -322,6 +322,22 @@ MUTANTS: dict[str, Mutant] = {
     "forget the parts before the last": Mutant(
         f"{CELERY}/splicing.py", "        self._pushed += copies\n", "        self._pushed = list(copies)\n",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
+    ),
+    "send the parts before the last again": Mutant(
+        f"{CELERY}/splicing.py", "        self._written += copies\n", "        self._written = list(copies)\n",
+        "tests/functional/test_emitting_many.py::test_unconfirmed_ones_are_stored_too",
+    ),
+    "do not wait at all in the last moment": Mutant(
+        f"{CELERY}/sockets.py", "    if not timeout or not left", "    if timeout is None or not left",
+        "tests/unit/test_sockets.py::test_the_last_moment_is_waited_for_too",
+    ),
+    "lose what was fetched before what is no list": Mutant(
+        f"{CELERY}/redis_transport/fetch.lua", "    if records[1] then", "    if records[1] and number == #KEYS then",
+        f"{TRANSPORT}::test_what_is_no_list_loses_nothing_of_other_queues",
+    ),
+    "take whatever comes for a refusal": Mutant(
+        f"{CELERY}/splicing.py", 'elif reply.startswith(b"-"):', "elif True:",
+        "tests/functional/test_emitting_many.py::test_what_is_no_answer_of_redis_leaves_it_unknown",
     ),
     "send over what was closed meanwhile": Mutant(
         f"{CELERY}/sockets.py", "    except OSError:\n        pass\n    return False\n", "    return True\n",

@@ -88,6 +88,9 @@ def test_what_is_large_is_sent_as_the_broker_takes_it(
 ) -> None:
     """More than any buffer on its way holds: the loop runs on meanwhile, and so does what else it emits."""
     emitter = emitter_through(proxy.proxied_url, queue)
+    for sender in senders_of(emitter)._senders:
+        if sender.splicer is not None:
+            sender.splicer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
 
     async def main() -> list[Emission]:
         proxy.freeze()

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import count
 from typing import Any
@@ -306,31 +306,48 @@ def test_a_redis_that_is_full_has_stored_some(queue_name: str) -> None:
     assert {emission.id for emission in caught.value.emissions} == set(ids_of(events)) - stored
 
 
-class LoadingProxy(FreezableProxy):
-    """Says that Redis is loading its data, in the place of its next answer to what is pushed."""
+class AnsweringProxy(FreezableProxy):
+    """Answers what is pushed next in the place of Redis, which never hears of it."""
 
-    is_loading = False
+    answer = b""
 
-    def _reply(self, client: socket.socket, data: bytes) -> None:
-        if self.is_loading and data.startswith(b":"):
-            self.is_loading = False
-            data = b"-LOADING Redis is loading the dataset in memory\r\n"
-        client.sendall(data)
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, deliver: Callable[[socket.socket, bytes], object]
+    ) -> None:
+        def deliver_or_answer(sink: socket.socket, data: bytes) -> None:
+            if self.answer and data.startswith(b"*3\r\n$5\r\nLPUSH"):
+                answer, self.answer = self.answer, b""
+                source.sendall(answer)
+            else:
+                deliver(sink, data)
+
+        super()._pump(source, sink, deliver_or_answer)
 
 
 @pytest.mark.parametrize("how", ["emit", "aemit"])
-def test_a_redis_that_is_not_ready_has_stored_nothing(redis_url: str, queue_name: str, how: str) -> None:
+def test_a_redis_that_is_not_ready_has_stored_nothing(
+    redis_url: str, queue_name: str, valkey: Valkey, how: str
+) -> None:
     """And is as good as down: what is emitted next is not even sent."""
-    with LoadingProxy(redis_url) as proxy:
+    with AnsweringProxy(redis_url) as proxy:
         emitter = make_emitter(proxy.proxied_url, queue_name)
         for _ in range(3):
             emitter.emit("Event")
-        proxy.is_loading = True
+        proxy.answer = b"-LOADING Redis is loading the dataset in memory\r\n"
         with pytest.raises(EmitError, match="Redis refused it: LOADING Redis is loading .* memory; it was not stored;"):
             emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
-        with pytest.raises(
-            EmitError, match="it was not sent, because the broker failed less than 1 s ago: Redis refused"
-        ):
+        with pytest.raises(EmitError, match=r"less than 1 s ago: Redis refused it: LOADING Redis .* memory; emitter\."):
+            emitter.emit("Event")
+    assert depth(redis_url, queue_name, valkey) == 3
+
+
+def test_what_is_no_answer_of_redis_leaves_it_unknown(redis_url: str, queue_name: str) -> None:
+    with AnsweringProxy(redis_url) as proxy:
+        emitter = make_emitter(proxy.proxied_url, queue_name)
+        for _ in range(3):
+            emitter.emit("Event")
+        proxy.answer = b"HTTP/1.1 400 Bad Request\r\n"
+        with pytest.raises(EmitError, match="is not what Redis answers; whether it was stored is unknown"):
             emitter.emit("Event")
 
 
@@ -421,7 +438,7 @@ def test_unconfirmed_ones_are_stored_too(broker_url: str, queue: str, valkey: Va
     """One by one, together, and packed; on Redis nothing is different."""
     emitter = unconfirmed(broker_url, queue)
     emissions = [emitter.emit("Event") for _ in range(5)] + emitter.emit_many(["Event"] * 20)
-    emissions += asyncio.run(emitter.aemit_many(["Event"] * 3))
+    emissions += asyncio.run(emitter.aemit_many(["Event"] * 3)) + emitter.emit_many(["Event"] * 200)
     wait_until(lambda: depth(broker_url, queue, valkey) == len(emissions), "all are stored")
     assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
 

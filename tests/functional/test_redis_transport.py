@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -26,6 +27,7 @@ from kombu import Connection, Exchange, Queue
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
+from pyventus.emitters.celery.redis_transport.scripts import FETCH
 from tests.brokers import FreezableProxy, Valkey, refused_port
 from tests.functional.apps.support import wait_until
 from tests.functional.test_emitting_in_loops import emit_at_once
@@ -547,6 +549,22 @@ def test_two_restorers_move_each_message_once(client: redis.Redis, queue_name: s
 
     assert upkeep.restore(slow, KEYS, corpse, ["9", "10"], is_dead=True) == 0
     assert others == client.llen(queue_name) == 2
+
+
+def test_what_is_no_list_loses_nothing_of_other_queues(client: redis.Redis, queue_name: str) -> None:
+    """What was taken from a queue before is in flight, where it is found again."""
+    session, other = uuid4().hex, f"{queue_name}-no-list"
+    client.lpush(queue_name, "a", "b")
+    client.hset(other, "no", "list")
+    client.hset(KEYS.sessions, session, "[]")
+    keys = [KEYS.in_flight(session), KEYS.sessions, *KEYS.pairs([queue_name, other])]
+    try:
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            FETCH(client.execute_command, keys, session, 1, 10)
+        assert client.hlen(KEYS.in_flight(session)) == 2
+    finally:
+        client.delete(other, KEYS.in_flight(session))
+        client.hdel(KEYS.sessions, session)
 
 
 def test_emptied_redis(connection: Connection, client: redis.Redis, queue_name: str) -> None:

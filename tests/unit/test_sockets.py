@@ -82,21 +82,29 @@ def test_what_comes_later_is_waited_for(pair: Pair, spin: float) -> None:
     ours, theirs = pair
     later = threading.Timer(0.1, theirs.sendall, [b"answer"])
     later.start()
-    assert receive(ours, 100, soon(), spin) == b"answer"
+    assert receive(ours, 100, soon(), time.perf_counter() + spin) == b"answer"
     later.join()
 
 
 @pytest.mark.parametrize("spin", [0.0, 0.01])
 def test_what_does_not_come_ends_at_the_deadline(pair: Pair, spin: float) -> None:
     with pytest.raises(TimeoutError):
-        receive(pair[0], 100, time.monotonic() + 0.1, spin)
+        receive(pair[0], 100, time.monotonic() + 0.1, time.perf_counter() + spin)
+
+
+def test_the_last_moment_is_waited_for_too(pair: Pair) -> None:
+    """After what went at once, and left the socket not waiting."""
+    for _ in range(20):
+        send_all(pair[0], b"?", soon())
+        with pytest.raises(TimeoutError):
+            receive(pair[0], 100, time.monotonic() + 0.005)
 
 
 @pytest.mark.parametrize("spin", [0.0, 60.0])
 def test_a_peer_that_has_gone_is_told(pair: Pair, spin: float) -> None:
     pair[1].close()
     with pytest.raises(ConnectionError, match="the broker closed the connection"):
-        receive(pair[0], 100, soon(), spin)
+        receive(pair[0], 100, soon(), time.perf_counter() + spin)
 
 
 class Echo(Splicer):

@@ -32,7 +32,7 @@ from pyventus import native
 from pyventus.emitters.celery.delays import Delays
 from pyventus.emitters.celery.flights import Flight
 from pyventus.emitters.celery.sockets import is_past, is_quiet
-from pyventus.emitters.celery.splicing import Copy, Refused, Splicer, splicer_of
+from pyventus.emitters.celery.splicing import Copy, NotStored, Splicer, splicer_of
 from pyventus.errors import describe_error
 
 T = TypeVar("T")
@@ -670,7 +670,8 @@ class _Senders:
 
     def _fail(self, failure: str) -> None:
         self.failures += 1
-        self._failed_at, self._failure = time.monotonic(), failure
+        # Without what became of that message, since it is said of others.
+        self._failed_at, self._failure = time.monotonic(), failure.rpartition("; ")[0] or failure
         while self._waiting:
             self._waiting.popleft().future.set_result(self._too_soon())
 
@@ -906,7 +907,7 @@ class Sender:
         )
         self._delays = Delays(self._app, connection, self._producer.channel, self._interruptibly)
         self.splicer = splicer_of(self._driver, self._app, self._producer.channel)
-        self._errors = (OSError, Refused, *connection.connection_errors, *connection.channel_errors)
+        self._errors = (OSError, NotStored, *connection.connection_errors, *connection.channel_errors)
         # Not all of send_task: it calls receivers of Celery's signals, which may hold locks of the user's.
         self._producer.publish = partial(self._interruptibly, self._producer.publish)
 
@@ -973,7 +974,7 @@ class Sender:
         original = _original(error)
         if isinstance(original, MessageNacked):
             return PublishError("RabbitMQ refused it, as it does when the queue is full; it was not stored")
-        if isinstance(original, Refused):
+        if isinstance(original, NotStored):
             text = str(original)
             # What is being loaded is as good as down.
             kind = BrokerDown if text.startswith("LOADING ") else PublishError

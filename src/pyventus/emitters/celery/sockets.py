@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -28,21 +29,21 @@ def send_all(sock: Any, data: bytes, end: float) -> None:
         sent += sock.send(memoryview(data)[sent:])
 
 
-def receive(sock: Any, most: int, end: float, spin: float = 0.0) -> bytes:
+def receive(sock: Any, most: int, end: float, spin_until: float = -math.inf) -> bytes:
     """Some bytes, at the most so many, as soon as there are any.
 
     Args:
         sock: from which.
         most: how many.
         end: as of `send_all`.
-        spin: seconds to look again and again before the thread is put to sleep.
+        spin_until: until when to look again and again before the thread is put to sleep, by ``time.perf_counter()``,
+            which on Windows is the finer clock.
 
     Raises:
         OSError: as `send_all`, or the peer has closed the connection.
     """
     data: bytes | None = None
-    until = time.monotonic() + spin
-    while data is None and time.monotonic() < until:
+    while data is None and time.perf_counter() < spin_until:
         data = _try(sock, sock.recv, most)
     if data is None:
         _set_timeout(sock, end)
@@ -82,7 +83,7 @@ def _set_timeout(sock: Any, end: float) -> None:
     left = _check(end)
     timeout = sock.gettimeout()
     # To set it takes a system call.
-    if timeout is None or not left - TOLERANCE < timeout < left + TOLERANCE:
+    if not timeout or not left - TOLERANCE < timeout < left + TOLERANCE:
         sock.settimeout(left)
 
 

@@ -70,8 +70,8 @@ class Copy(NamedTuple):
     publishing: Publishing
 
 
-class Refused(Exception):
-    """Redis has refused what is not known to be stored, so that it is not."""
+class NotStored(Exception):
+    """Redis has answered with an error: what it did not confirm is not stored."""
 
 
 class Splicer:
@@ -168,6 +168,7 @@ class Splicer:
             Whether it is known what became of all.
 
         Raises:
+            NotStored: none of the others is stored.
             Exception: what became of the others is unknown, and the connection is of no use any more.
         """
         raise NotImplementedError
@@ -178,12 +179,12 @@ class Splicer:
         raise NotImplementedError
 
     def send(self, copies: Sequence[Copy], end: float, spins: bool = False) -> None:
-        """Send copies in one go, and wait for the answer.
+        """Send copies, and wait for the answer to all.
 
         Args:
             copies: what to send.
             end: when to give up, by ``time.monotonic()``.
-            spins: look for the answer at first, if it came soon enough the last time.
+            spins: look for the answer before the thread sleeps, unless several in a row came too late for that.
 
         Raises:
             Exception: as `take`; TimeoutError: it took too long.
@@ -191,11 +192,14 @@ class Splicer:
         sock = self.socket
         for start in range(0, len(copies), PART):
             send_all(sock, self.request(copies[start : start + PART]), end)
-        data, sent_at = b"", time.monotonic()
-        while not self.take(data):
-            data = receive(sock, ANSWER_BYTES, end, SPIN_SECONDS if spins and not self._naps else 0.0)
+        sent_at = time.perf_counter()
+        spin_until = sent_at + SPIN_SECONDS if spins and not self._naps else -math.inf
+        if self.take(b""):
+            return
+        while not self.take(receive(sock, ANSWER_BYTES, end, spin_until)):
+            pass
         if spins:
-            self._learn(time.monotonic() - sent_at)
+            self._learn(time.perf_counter() - sent_at)
 
     def _learn(self, seconds: float) -> None:
         """Spin for the next answers or not, after one that has taken so long."""
@@ -382,11 +386,13 @@ class RedisSplicer(Splicer):
         for copy, reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
             if reply.startswith(b":"):
                 copy.message.is_stored = True
-            else:
+            elif reply.startswith(b"-"):
                 refusal = refusal or reply
+            else:
+                raise ConnectionError("what came from the broker is not what Redis answers")
         self._pushed, self._replies = [], b""
         if refusal:
-            raise Refused(refusal[1:].decode("utf-8", "replace"))
+            raise NotStored(refusal[1:].decode("utf-8", "replace"))
         self._seen_at = time.monotonic()
         return True
 

@@ -68,7 +68,7 @@ class Checks(bootsteps.Step):
             if PICKLE_CONTENT in prepare_accept_content(app.conf.accept_content or ()):
                 logger.info("Pickled messages are refused by this worker, because its emission queue has a secret")
         _check_consumed(app, queues)
-        if isinstance(parent, Worker):  # And not one in a thread of somebody's tests.
+        if isinstance(parent, Worker):  # Which owns its process, as celery.contrib.testing's does not.
             _freeze()
 
 

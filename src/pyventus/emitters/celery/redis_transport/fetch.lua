@@ -11,11 +11,11 @@ end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return false end
 
 local id, room = tonumber(ARGV[2]), tonumber(ARGV[3])
-local numbers, found, records = {}, {}, {}
+local numbers, found = {}, {}
 for number = 3, #KEYS do
     if room == 0 then break end
     local queue = KEYS[number + number % 2]
-    local prefix = #queue .. ':' .. queue
+    local prefix, records = #queue .. ':' .. queue, {}
     -- RPOP comes first: with it the script counts as writing, and a full Redis then lets HSET pass.
     for _, entry in ipairs(redis.call('RPOP', KEYS[number], room) or {}) do
         records[#records + 1], records[#records + 2] = id, prefix .. entry
@@ -23,7 +23,8 @@ for number = 3, #KEYS do
         numbers[#found] = math.floor((number - 3) / 2) .. ' ' .. #entry
         id, room = id + 1, room - 1
     end
+    -- Before the next list, which may not be one. Lua can pass some thousand values at once, and a hundred entries are
+    -- the most that is asked for.
+    if records[1] then redis.call('HSET', KEYS[1], unpack(records)) end
 end
--- No more than a hundred are ever asked for, and Lua can pass some thousand values at once.
-if records[1] then redis.call('HSET', KEYS[1], unpack(records)) end
 return {table.concat(numbers, ' '), table.concat(found)}
