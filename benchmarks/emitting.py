@@ -84,15 +84,15 @@ def bare_confirmed() -> Send:
     return send
 
 
-def bare_many() -> Send:
-    """The bytes of a thousand messages like that of an emit, made once, written at once, and then all confirmed."""
+def bytes_confirmed(messages: int) -> Send:
+    """The bytes of so many messages like that of an emit, made once, written at once, and then all confirmed."""
     emit()
     channel = amqp_channel()
     channel.confirm_select()
     message = channel.basic_get(queue.name, no_ack=True)
     transport, written = channel.connection.transport, bytearray()
     write, transport._write = transport._write, written.extend
-    for _ in range(BATCH):
+    for _ in range(messages):
         channel.basic_publish(message, routing_key=queue.name, mandatory=True)
     transport._write = write
     tags, unconfirmed = count(1), set[int]()
@@ -103,11 +103,11 @@ def bare_many() -> Send:
     channel.events["basic_ack"].add(confirm)
 
     def send() -> int:
-        unconfirmed.update(islice(tags, BATCH))
+        unconfirmed.update(islice(tags, messages))
         write(written)
         while unconfirmed:
             channel.connection.drain_events()
-        return BATCH
+        return messages
 
     return send
 
@@ -175,7 +175,8 @@ WAYS: dict[str, Callable[[], Send]] = {
     "send_task": send_task,
     "bare": bare,
     "bare, confirmed": bare_confirmed,
-    "a thousand bare, confirmed": bare_many,
+    "bytes alone, confirmed": lambda: bytes_confirmed(1),
+    "a thousand's bytes alone, confirmed": lambda: bytes_confirmed(BATCH),
     "sealed only": sealed_only,
     "emit_many": emit_many,
     "batches": lambda: emit_many(batch=100),

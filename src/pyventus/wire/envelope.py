@@ -365,7 +365,7 @@ def _write_head(emission: Emission, queue: str, message_id: str) -> str:
         start, middle = _write_common(*common)
     except TypeError:  # A list, or what cannot travel either.
         start, middle = _write_common.__wrapped__(*common)
-    own = _write_field("id", id, event)
+    own = encode_basestring_ascii(id) if _is_id(id) else _write_field("id", id, event)
     message = own if message_id == id else _write_field("message id", message_id, event)
     timestamp = _write_instant("timestamp", emission.timestamp)
     due = "null" if emission.due is None else _write_instant("due", emission.due)

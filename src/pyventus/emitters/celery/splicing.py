@@ -376,7 +376,8 @@ class RedisSplicer(Splicer):
 
     def request(self, copies: Sequence[Copy]) -> bytes:
         self._pushed += copies
-        return b"".join(map(self._push, copies))
+        tag, numbers = self._tag, self._count
+        return b"".join([copy.template.splice(copy.message, b"%b%012x" % (tag, next(numbers))) for copy in copies])
 
     def take(self, data: bytes) -> bool:
         self._replies += data
@@ -395,10 +396,6 @@ class RedisSplicer(Splicer):
             raise NotStored(refusal[1:].decode("utf-8", "replace"))
         self._seen_at = time.monotonic()
         return True
-
-    def _push(self, copy: Copy) -> bytes:
-        command: bytes = copy.template.splice(copy.message, b"%b%012x" % (self._tag, next(self._count)))
-        return command
 
 
 # -- RabbitMQ ---------------------------------------------------------------------------------------------------------
