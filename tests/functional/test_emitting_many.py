@@ -27,6 +27,7 @@ from pyventus.emitters.celery.delivery import current_ids
 from pyventus.errors import InvalidEvent, InvalidOption, NotSerializable
 from tests.brokers import FreezableProxy, RabbitMQ, Valkey, hanging_broker
 from tests.functional.apps.support import wait_until
+from tests.functional.test_emitting_in_loops import emitter_through
 from tests.functional.test_emitting_processes import stored_ids
 
 SECRET = "the secret of the tests' queues, " * 2
@@ -330,9 +331,7 @@ def test_a_redis_that_is_not_ready_has_stored_nothing(
 ) -> None:
     """And is as good as down: what is emitted next is not even sent."""
     with AnsweringProxy(redis_url) as proxy:
-        emitter = make_emitter(proxy.proxied_url, queue_name)
-        for _ in range(3):
-            emitter.emit("Event")
+        emitter = emitter_through(proxy.proxied_url, queue_name)
         proxy.answer = b"-LOADING Redis is loading the dataset in memory\r\n"
         with pytest.raises(EmitError, match="Redis refused it: LOADING Redis is loading .* memory; it was not stored;"):
             emitter.emit("Event") if how == "emit" else asyncio.run(emitter.aemit("Event"))
@@ -343,9 +342,7 @@ def test_a_redis_that_is_not_ready_has_stored_nothing(
 
 def test_what_is_no_answer_of_redis_leaves_it_unknown(redis_url: str, queue_name: str) -> None:
     with AnsweringProxy(redis_url) as proxy:
-        emitter = make_emitter(proxy.proxied_url, queue_name)
-        for _ in range(3):
-            emitter.emit("Event")
+        emitter = emitter_through(proxy.proxied_url, queue_name)
         proxy.answer = b"HTTP/1.1 400 Bad Request\r\n"
         with pytest.raises(EmitError, match="is not what Redis answers; whether it was stored is unknown"):
             emitter.emit("Event")
