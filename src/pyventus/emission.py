@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyventus import native
 from pyventus.events import EventKey, event_keys
@@ -67,30 +67,33 @@ class Emission:
     suspect: bool = field(default=False, repr=False)
     handlers: tuple[str, ...] = ()
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> str:
-            """The id of what `make_emission` made without one, once it is asked for."""
-            if name != "id":
-                raise AttributeError(f"an emission has no attribute {name!r}", name=name, obj=self)
-            with _id_lock:
-                if not _has_id(self):
-                    object.__setattr__(self, "id", new_id())
-            return self.id
-
     @property
     def keys(self) -> tuple[EventKey, ...]:
         """What handlers of this event are filed under in a linker."""
         return event_keys(self.event, self.version, self.bases)
 
 
-def _has_id(emission: Emission) -> bool:
+def _read_id(emission: Any) -> str:
+    """What `make_emission` made without an id gets one once it is asked for it."""
     try:
-        object.__getattribute__(emission, "id")
+        id: str = emission._id
     except AttributeError:
-        return False
-    return True
+        id = _give_id(emission)
+    return id
 
+
+def _give_id(emission: Any) -> str:
+    with _id_lock:
+        if not hasattr(emission, "_id"):
+            object.__setattr__(emission, "_id", new_id())
+        id: str = emission._id
+        return id
+
+
+# Not __getattr__: Python would take three times as long for each attribute.
+_Slots: Any = Emission
+_Slots._id = _Slots.id
+_Slots.id = property(_read_id, _Slots.id.__set__)
 
 _id_lock = native.new_lock()
 

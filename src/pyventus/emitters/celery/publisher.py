@@ -761,36 +761,36 @@ class Sender:
 
     def _store_all(self, publishings: list[Publishing]) -> None:
         """Send in the order given: those that are like earlier ones together, each other one in Celery's own way."""
-        copies: list[Copy] = []
+        together: list[tuple[Publishing, Copy]] = []
         for publishing in publishings:
             # Some may be stored already: it waits again if what shared its round trip has failed.
             for message in publishing.rest():
-                copy = self._copy(message, publishing)
-                if copy is None:
-                    self._store_together(copies)
-                    copies = []
+                copies = self._copies([message])
+                if copies is None:
+                    self._store_together(together)
+                    together = []
                     self._store_of(publishing, message)
                 else:
-                    copies.append(copy)
-        self._store_together(copies)
+                    together.append((publishing, copies[0]))
+        self._store_together(together)
 
-    def _store_together(self, copies: list[Copy]) -> None:
-        if self.splicer is None or not copies:
+    def _store_together(self, together: list[tuple[Publishing, Copy]]) -> None:
+        if self.splicer is None or not together:
             return
-        self._at = {copy.publishing for copy in copies}
+        self._at = {publishing for publishing, _ in together}
         try:
             self._interruptibly(self.splicer.make_ready)
         except Exception as error:
             raise self._explain(BrokerDown, error, NOT_SENT) from None
         self._check_abandoned()
-        self.splicer.send(copies, time.monotonic() + SOCKET_SECONDS)
-        for copy in copies:
-            if not copy.message.is_stored:
-                self._store_of(copy.publishing, copy.message)
+        self.splicer.send([copy for _, copy in together], time.monotonic() + SOCKET_SECONDS)
+        for publishing, (message, _) in together:
+            if not message.is_stored:
+                self._store_of(publishing, message)
 
-    def _copy(self, message: Message, publishing: Publishing) -> Copy | None:
+    def _copies(self, messages: Sequence[Message]) -> list[Copy] | None:
         splicer = self.splicer
-        return None if splicer is None or splicer.is_watched() else splicer.copy(message, publishing)
+        return None if splicer is None or splicer.is_watched() else splicer.copies(messages)
 
     def _store_of(self, publishing: Publishing, message: Message) -> None:
         self._at = {publishing}
@@ -839,7 +839,7 @@ class Sender:
         splicer = self.splicer
         if splicer is None or not self._is_ready():
             return None
-        copies = self._copies(publishing)
+        copies = splicer.copies(publishing.messages)
         if copies is None:
             return None
         try:
@@ -856,12 +856,13 @@ class Sender:
 
     def fly(self, flight: Flight, publishings: Sequence[Publishing]) -> bool:
         """Have a loop that has borrowed this sender send what is like earlier messages; whether it does."""
-        if not self._is_ready():
+        splicer = self.splicer
+        if splicer is None or not self._is_ready():
             return False
         copies: list[Copy] = []
         flying, room = [], MAX_BYTES_IN_FLIGHT
         for publishing in publishings:
-            made, size = self._copies(publishing), sum(len(message.text) for message in publishing.messages)
+            made, size = splicer.copies(publishing.messages), sum(len(message.text) for message in publishing.messages)
             if made is not None and len(copies) + len(made) <= MAX_TOGETHER and size <= room:
                 flying.append(publishing)
                 copies += made
@@ -871,17 +872,6 @@ class Sender:
     def _is_ready(self) -> bool:
         splicer = self.splicer
         return splicer is not None and not splicer.is_watched() and splicer.is_ready()
-
-    def _copies(self, publishing: Publishing) -> list[Copy] | None:
-        """All of it as copies of earlier messages; None: a part of it has to go another way."""
-        assert self.splicer is not None
-        copies = []
-        for message in publishing.messages:
-            copy = self.splicer.copy(message, publishing)
-            if copy is None:
-                return None
-            copies.append(copy)
-        return copies
 
     # -- The connection -----------------------------------------------------------------------------------------
 

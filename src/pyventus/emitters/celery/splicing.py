@@ -16,9 +16,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from json.encoder import encode_basestring_ascii
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amqp.serialization import dumps as dumps_arguments
 from celery import Celery, signals
@@ -28,7 +29,7 @@ from pyventus.emission import new_id
 from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
 
 if TYPE_CHECKING:
-    from pyventus.emitters.celery.publisher import Message, Publishing
+    from pyventus.emitters.celery.publisher import Message
 
 MAX_KINDS = 1000
 ANSWER_BYTES = 16384
@@ -42,8 +43,9 @@ SPIN_SECONDS = 50e-6
 MAX_LATE = 6
 # What the broker takes while the next ones are made.
 PART = 64
-BODY = "pyventus-body-of-the-message"
-TAG = "pyventus-tag-of-the-message"
+# What stands in a template where messages differ.
+BODY, TAG = "pyventus-body-of-the-message", "pyventus-tag-of-the-message"
+SIZE, CHANNEL = b"pyventus-size-of-the-message", b"pyventus-channel-of-the-message"
 # Of a UUID; ours have to be as long.
 TAG_LENGTH = 36
 
@@ -56,18 +58,8 @@ Kind = tuple[str, str, int | None, str, bool]
 _is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
 
 
-class Copy(NamedTuple):
-    """A message that is made from an earlier one.
-
-    Attributes:
-        message: which one.
-        template: the earlier one, with gaps.
-        publishing: what it is a part of.
-    """
-
-    message: Message
-    template: Any
-    publishing: Publishing
+Copy: TypeAlias = "tuple[Message, Any]"
+"""A message, and the earlier one that it is made from, with gaps."""
 
 
 class NotStored(Exception):
@@ -98,10 +90,15 @@ class Splicer:
         # away, or has no processor of its own.
         self._late = self._naps = 0
 
-    def copy(self, message: Message, publishing: Publishing) -> Copy | None:
-        """How to make a message from an earlier one, if nobody watches; None: Celery has to make it."""
-        template = self._templates.get(_kind(message))
-        return None if template is None or not _is_common(message) else Copy(message, template, publishing)
+    def copies(self, messages: Sequence[Message]) -> list[Copy] | None:
+        """How to make messages from earlier ones, if nobody watches; None: Celery has to make one of them."""
+        copies = []
+        for message in messages:
+            template = self._templates.get(_kind(message))
+            if template is None or not _is_common(message):
+                return None
+            copies.append((message, template))
+        return copies
 
     @contextmanager
     def recorded(self, message: Message) -> Generator[None]:
@@ -235,7 +232,7 @@ def _is_common(message: Message) -> bool:
 
 
 class _Body(NamedTuple):
-    """The body of a message around its one argument."""
+    """The body of a message around the text of its one argument."""
 
     before: bytes
     after: bytes
@@ -243,27 +240,50 @@ class _Body(NamedTuple):
     @classmethod
     def around(cls, text: str, body: bytes) -> _Body:
         before, _, after = body.partition(encode_basestring_ascii(text).encode())
-        return cls(before, after)
+        return cls(before + b'"', b'"' + after)
 
     def of(self, text: str) -> bytes:
-        return b"%b%b%b" % (self.before, _quoted(text), self.after)
+        return b"".join((self.before, _escaped(text), self.after))
 
 
-def _quoted(text: str) -> bytes:
+def _escaped(text: str) -> bytes:
     """As JSON writes a string, in half the time for what is printable ASCII, as what is sealed nearly always is."""
     data = text.encode()
     if data.translate(None, _PRINTABLE):
-        return encode_basestring_ascii(text).encode()
-    return b'"%b"' % data.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        return encode_basestring_ascii(text)[1:-1].encode()
+    return data.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
 _PRINTABLE = bytes(range(0x20, 0x7F))
 
 
-def _of_task(around: bytes, message: Message) -> bytes:
-    options = message.options
-    parent, root = options["parent_id"].encode(), options["root_id"].encode()
-    return around.replace(PARENT.encode(), parent).replace(ROOT.encode(), root)
+class _Gaps:
+    """Bytes with gaps to be filled, which are where marks stand.
+
+    Args:
+        text: the bytes.
+        *marks: each may stand in them any number of times.
+    """
+
+    def __init__(self, text: bytes, *marks: bytes) -> None:
+        pieces = re.split(b"(%b)" % b"|".join(map(re.escape, marks)), text)
+        self._kept = tuple(pieces[::2])
+        gaps = [len(self._kept) + marks.index(mark) for mark in pieces[1::2]]
+        self._in_order = itemgetter(*chain(*enumerate(gaps)), len(gaps))
+
+    def filled(self, *values: bytes) -> bytes:
+        """The bytes with a value in the place of each mark, in the order of the marks."""
+        return b"".join(self._in_order(self._kept + values))
+
+
+def _ids(message: Message) -> tuple[bytes, ...]:
+    """In the places of its own id, and of PARENT and ROOT if it comes from a task."""
+    id, options = message.id.encode(), message.options
+    return (id, options["parent_id"].encode(), options["root_id"].encode()) if options else (id,)
+
+
+def _id_marks(message: Message) -> tuple[bytes, ...]:
+    return message.id.encode(), PARENT.encode(), ROOT.encode()
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -271,26 +291,26 @@ def _of_task(around: bytes, message: Message) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """The command that pushes an entry of a list: what stands before the entry, its body, its delivery tag and its
-    end, without the id.
+    """The command that pushes an entry of a list.
+
+    Attributes:
+        command: with gaps for the size of the entry, its body, its delivery tag and its ids.
+        body: of the entry.
+        length: of the entry without its body, in bytes.
     """
 
-    command: bytes
+    command: _Gaps
     body: _Body
-    head: bytes
-    middle: tuple[bytes, ...]
-    tail: tuple[bytes, ...]
     length: int
 
     def splice(self, message: Message, tag: bytes) -> bytes:
         """The command that pushes the entry of a message."""
-        id, body = message.id.encode(), b2a_base64(self.body.of(message.text), newline=False)
-        middle = id.join(self.middle)
-        if message.options:
-            middle = _of_task(middle, message)
-        return b"%b$%d\r\n%b%b%b%b%b\r\n" % (
-            self.command, self.length + len(body), self.head, body, middle, tag, id.join(self.tail)
-        )  # fmt: skip
+        body = b2a_base64(self.body.of(message.text), newline=False)
+        return self.command.filled(b"%d" % (self.length + len(body)), body, tag, *_ids(message))
+
+
+def _lpush(key: bytes, size: bytes, entry: bytes) -> bytes:
+    return b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n$%b\r\n%b\r\n" % (len(key), key, size, entry)
 
 
 class RedisSplicer(Splicer):
@@ -322,18 +342,15 @@ class RedisSplicer(Splicer):
         gaps = {"body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}
         if message.options:
             gaps["headers"] = {**payload["headers"], "parent_id": PARENT, "root_id": ROOT}
-        text = dumps({**payload, **gaps}).encode()
-        head, _, rest = text.partition(BODY.encode())
-        middle, _, tail = rest.partition(TAG.encode())
-        id, whole = message.id.encode(), dumps(payload).encode()
+        text, whole = dumps({**payload, **gaps}).encode(), dumps(payload).encode()
         key = f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode()
         entry = _Entry(
-            b"*3\r\n$5\r\nLPUSH\r\n$%d\r\n%b\r\n" % (len(key), key),
+            _Gaps(_lpush(key, SIZE, text), SIZE, BODY.encode(), TAG.encode(), *_id_marks(message)),
             _Body.around(message.text, b64decode(payload["body"])),
-            head, tuple(middle.split(id)), tuple(tail.split(id)), len(whole) - len(payload["body"]),
-        )  # fmt: skip
-        command = b"%b$%d\r\n%b\r\n" % (entry.command, len(whole), whole)
-        return entry if entry.splice(message, tag.encode()) == command else None
+            len(whole) - len(payload["body"]),
+        )
+        is_same = entry.splice(message, tag.encode()) == _lpush(key, b"%d" % len(whole), whole)
+        return entry if is_same else None
 
     def is_ready(self) -> bool:
         if self._connection is None or self._connection._sock is None:
@@ -376,17 +393,21 @@ class RedisSplicer(Splicer):
 
     def request(self, copies: Sequence[Copy]) -> bytes:
         self._pushed += copies
-        tag, numbers = self._tag, self._count
-        return b"".join([copy.template.splice(copy.message, b"%b%012x" % (tag, next(numbers))) for copy in copies])
+        return b"".join(
+            [
+                template.splice(message, self._tag + b"%012x" % number)
+                for (message, template), number in zip(copies, self._count, strict=False)
+            ]
+        )
 
     def take(self, data: bytes) -> bool:
         self._replies += data
         if self._replies.count(b"\r\n") < len(self._pushed):
             return False
         refusal = b""
-        for copy, reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
+        for (message, _), reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
             if reply.startswith(b":"):
-                copy.message.is_stored = True
+                message.is_stored = True
             elif reply.startswith(b"-"):
                 refusal = refusal or reply
             else:
@@ -403,37 +424,47 @@ class RedisSplicer(Splicer):
 
 @dataclass(frozen=True, slots=True)
 class _Publish:
-    """A message of RabbitMQ: its body, its properties without the id, and the arguments of its publishing."""
+    """A message of RabbitMQ.
 
+    Attributes:
+        head: the frames before those of its body, with gaps for the channel, the size of the body and the ids.
+        body: of the message.
+    """
+
+    head: _Gaps
     body: _Body
-    properties: tuple[bytes, ...]
-    arguments: bytes
-
-    def properties_of(self, message: Message) -> bytes:
-        properties = message.id.encode().join(self.properties)
-        return _of_task(properties, message) if message.options else properties
 
     def frames(self, message: Message, channel: int, frame_max: int) -> bytes:
-        body, step = self.body.of(message.text), frame_max - FRAME_OVERHEAD
-        method = _frame(METHOD, channel, PUBLISH + self.arguments)
-        header = _frame(HEADER, channel, _size(BASIC, 0, len(body)) + self.properties_of(message))
+        body, step, number = self.body.of(message.text), frame_max - FRAME_OVERHEAD, _channel(channel)
+        head = self.head.filled(number, _size(len(body)), *_ids(message))
         if len(body) <= step:
-            return method + header + _frame(BODY_PART, channel, body)
-        parts = [_frame(BODY_PART, channel, body[at : at + step]) for at in range(0, len(body), step)]
-        return b"".join([method, header, *parts])
+            return head + _frame(BODY_PART, number, body, len(body))
+        parts = [body[at : at + step] for at in range(0, len(body), step)]
+        return b"".join([head, *[_frame(BODY_PART, number, part, len(part)) for part in parts]])
 
 
 METHOD, HEADER, BODY_PART = 1, 2, 3
 BASIC = 60
 PUBLISH = struct.pack(">HH", BASIC, 40)
+CONTENT = struct.pack(">HH", BASIC, 0)
+SIZE_BYTES = 8
 FRAME_OVERHEAD = 8
 FRAME_END = 0xCE
 _start = struct.Struct(">BHI")
-_size = struct.Struct(">HHQ").pack
+_channel = struct.Struct(">H").pack
+_length = struct.Struct(">I").pack
+_size = struct.Struct(">Q").pack
 
 
-def _frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return b"%b%b\xce" % (_start.pack(kind, channel, len(payload)), payload)
+def _frame(kind: int, channel: bytes, payload: bytes, size: int) -> bytes:
+    return b"%c%b%b%b\xce" % (kind, channel, _length(size), payload)
+
+
+def _head(arguments: bytes, properties: bytes) -> bytes:
+    """The frames of a message before those of its body, with marks for the channel and the size of the body."""
+    method, header = PUBLISH + arguments, CONTENT + SIZE + properties
+    size = len(header) - len(SIZE) + SIZE_BYTES
+    return _frame(METHOD, CHANNEL, method, len(method)) + _frame(HEADER, CHANNEL, header, size)
 
 
 class RabbitMQSplicer(Splicer):
@@ -450,7 +481,7 @@ class RabbitMQSplicer(Splicer):
         self._own: Any = None
         self._unconfirming: Any = None
         self._sent = 0
-        self._unconfirmed: dict[int, Copy] = {}
+        self._unconfirmed: dict[int, Message] = {}
         self._returned: set[str] = set()
         self._written: list[Copy] = []
         self._data = b""
@@ -468,12 +499,12 @@ class RabbitMQSplicer(Splicer):
             raw.properties["application_headers"] = headers
         body = raw.body.encode() if isinstance(raw.body, str) else raw.body
         where = [options.get(name, default) for name, default in WHERE]
+        arguments = dumps_arguments("Bssbb", [0, *where])
         publish = _Publish(
-            _Body.around(message.text, body),
-            tuple(gaps.split(message.id.encode())),
-            dumps_arguments("Bssbb", [0, *where]),
+            _Gaps(_head(arguments, gaps), CHANNEL, SIZE, *_id_marks(message)), _Body.around(message.text, body)
         )
-        is_same = publish.properties_of(message) == properties and publish.body.of(message.text) == body
+        head = publish.head.filled(CHANNEL, SIZE, *_ids(message))
+        is_same = head == _head(arguments, properties) and publish.body.of(message.text) == body
         return publish if is_same else None
 
     def is_ready(self) -> bool:
@@ -516,8 +547,8 @@ class RabbitMQSplicer(Splicer):
         if data:
             # Not after what is only written: nobody would ever look for what RabbitMQ says of it.
             self._seen_at = time.monotonic()
-        for copy in self._written:
-            copy.message.is_stored = not copy.message.confirm
+        for message, _ in self._written:
+            message.is_stored = not message.confirm
         self._written = []
         self._data += data
         while len(self._data) >= FRAME_OVERHEAD:
@@ -539,20 +570,21 @@ class RabbitMQSplicer(Splicer):
         sock.settimeout(timeout)
 
     def _frames(self, copy: Copy, frame_max: int) -> bytes:
+        message, template = copy
         channel = self._unconfirming
-        if copy.message.confirm:
+        if message.confirm:
             channel = self._own
             self._sent += 1
-            self._unconfirmed[self._sent] = copy
-        frames: bytes = copy.template.frames(copy.message, channel.channel_id, frame_max)
+            self._unconfirmed[self._sent] = message
+        frames: bytes = template.frames(message, channel.channel_id, frame_max)
         return frames
 
     def _on_confirmed(self, is_stored: bool, tag: int, multiple: bool) -> None:
         for each in list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]:
-            copy = self._unconfirmed.pop(each, None)
+            message = self._unconfirmed.pop(each, None)
             # RabbitMQ returns what it cannot route before it confirms it.
-            if is_stored and copy is not None and copy.message.id not in self._returned:
-                copy.message.is_stored = True
+            if is_stored and message is not None and message.id not in self._returned:
+                message.is_stored = True
 
     def _on_lost(self, *_: object) -> None:
         """What nobody waits for had no queue: have the next message declare it."""
