@@ -193,7 +193,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_a_queue_that_was_deleted_meanwhile_is_made_again",
     ),
     "take what was refused for stored": Mutant(
-        f"{CELERY}/splicing.py", "if is_stored and copy is not None", "if copy is not None",
+        f"{CELERY}/splicing.py", "if is_stored and message is not None", "if message is not None",
         "tests/functional/test_emitting_many.py::test_the_error_has_those_that_are_not_stored",
     ),
     "splice what somebody listens to": Mutant(
@@ -201,7 +201,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
     ),
     "splice the text of the first": Mutant(
-        f"{CELERY}/splicing.py", "copy.template.splice(copy.message, b", "copy.template.splice(copies[0].message, b",
+        f"{CELERY}/splicing.py", "template.splice(message, self._tag", "template.splice(copies[0][0], self._tag",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
     "take what Redis refuses for stored": Mutant(
@@ -311,9 +311,18 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "    while sent < len(data):\n", "    while False:\n",
         "tests/unit/test_sockets.py::test_what_does_not_fit_at_once_is_sent_all_the_same",
     ),
-    "quote all as if it were printable": Mutant(
-        f"{CELERY}/splicing.py", "    if data.translate(None, _PRINTABLE):\n", "    if not data:\n",
-        "tests/unit/test_sockets.py::test_each_character_is_quoted_as_json_does",
+    "seal control characters as they are": Mutant(
+        "src/pyventus/wire/envelope.py", "    if body.translate(None, _AS_IT_IS):\n", "    if not body.isascii():\n",
+        "tests/unit/wire/test_envelope.py::test_nothing_sealed_has_to_be_escaped_but_quotes_and_backslashes",
+    ),
+    "reseal control characters as they came": Mutant(
+        "src/pyventus/wire/envelope.py", '_code(self._body.encode("ascii")) if self._is_text else ("b", self._body)',
+        '("t" if self._is_text else "b", self._body)',
+        "tests/unit/wire/test_envelope.py::test_what_came_with_control_characters_is_sent_again_without",
+    ),
+    "write quotes in a long text as they are": Mutant(
+        "src/pyventus/wire/json/__init__.py", ".translate(None, _UNESCAPED)", ".translate(None, bytes(range(128)))",
+        "tests/unit/wire/test_round_trip.py::test_a_long_text_is_written_as_json_writes_it",
     ),
     "send a part of many": Mutant(
         f"{CELERY}/splicing.py", "copies[start : start + PART]", "copies[:PART]",
@@ -360,7 +369,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_a_task_of_the_users_is_named_as_the_parent",
     ),
     "take the ids of a task from the first": Mutant(
-        f"{CELERY}/splicing.py", "            middle = _of_task(middle, message)\n", "            pass\n",
+        f"{CELERY}/splicing.py", "if options else (id,)", "if False else (id, id, id)",
         "tests/functional/test_emitting_many.py::test_what_differs_from_task_to_task",
     ),
     "take a tracer's headers from the first": Mutant(

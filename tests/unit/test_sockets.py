@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from celery import Celery
 
 from pyventus.emitters.celery import splicing
 from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
-from pyventus.emitters.celery.splicing import Copy, Splicer, _escaped
+from pyventus.emitters.celery.splicing import Copy, Splicer
 
 LARGE = b"x" * 4_000_000
 
@@ -151,16 +150,3 @@ def test_an_answer_is_looked_for_as_long_as_it_comes_soon(pair: Pair, monkeypatc
     monkeypatch.setattr(splicing, "SPIN_SECONDS", 60.0)
     assert not exchange(splicer, pair[1])
     assert exchange(splicer, pair[1]), "and again as soon as one has come soon"
-
-
-TEXTS = ["plain", 'a "quoted" one', "back\\slash", "line\nbreak", "\x7f", "\u2028", "\U0001d11e"]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_text_is_quoted_as_json_does(text: str) -> None:
-    assert _escaped(text) == encode_basestring_ascii(text)[1:-1].encode()
-
-
-def test_each_character_is_quoted_as_json_does() -> None:
-    for character in map(chr, range(0x180)):
-        assert _escaped(character) == encode_basestring_ascii(character)[1:-1].encode()

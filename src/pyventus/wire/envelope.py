@@ -2,8 +2,9 @@
 
 ``pv1.<key id or ->.<serializer>.<t|b>.<length of head>.<head><body>.<tag>``
 
-The head is JSON; the body is what the serializer made, as it is if it is ASCII (t), or else in base64 (b). The tag
-covers every byte before it. All of it is ASCII, since it is one string in the JSON of a Celery message.
+The head is JSON; the body is what the serializer made, as it is if it is ASCII without control characters (t), or else
+in base64 (b). The tag covers every byte before it. In the JSON of a Celery message, of which it is one string, none of
+it has to be escaped but quotes and backslashes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pyventus.emission import Emission, make_emission
 from pyventus.errors import ConfigurationError, NotSerializable, Refused, Undecodable
 from pyventus.wire.base import Content, ContentSerializer, Serializer
+from pyventus.wire.json import JSONSerializer
 
 if TYPE_CHECKING:
     from pyventus.wire.keyring import Keyring
@@ -86,8 +88,8 @@ class Envelope:
             NotSerializable: as `seal`.
         """
         head = _write_head(emission, queue, message_id)
-        coding = "t" if self._is_text else "b"
-        return _signed(self.serializer.name, coding, head, self._body, emission.event, keyring, max_size)
+        coding, body = _code(self._body.encode("ascii")) if self._is_text else ("b", self._body)
+        return _signed(self.serializer.name, coding, head, body, emission.event, keyring, max_size)
 
     def _load(self) -> Content:
         serializer = self.serializer
@@ -173,9 +175,17 @@ def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
         raise ConfigurationError(
             f"{type(serializer).__name__}.dumps must return bytes, not {type(body).__name__}: use .encode()"
         )
-    if body.isascii():
-        return "t", body.decode("ascii")
-    return "b", b64encode(body).decode("ascii")
+    # JSON has no control characters.
+    return ("t", body.decode("ascii")) if type(serializer) is JSONSerializer else _code(body)
+
+
+def _code(body: bytes) -> tuple[str, str]:
+    if body.translate(None, _AS_IT_IS):
+        return "b", b64encode(body).decode("ascii")
+    return "t", body.decode("ascii")
+
+
+_AS_IT_IS = bytes(range(0x20, 0x7F))
 
 
 # -- Opening ----------------------------------------------------------------------------------------------------

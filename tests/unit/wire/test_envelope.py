@@ -322,6 +322,25 @@ def test_resealed_arguments_travel_undecoded_under_a_new_head(serializer: Serial
     assert resealed.decode() == replace(emission(), attempt=4, handlers=("a:f",))
 
 
+@pytest.mark.parametrize("data", [bytes(range(0x20)), b"\x7f", b'"\\', bytes(range(256)), b"plain"])
+def test_nothing_sealed_has_to_be_escaped_but_quotes_and_backslashes(data: bytes) -> None:
+    """In the JSON of a message, where nobody looks for anything else."""
+    own = Recording("own", data)
+    for text in (sealed(serializer=own), sealed(emission(args=(data.decode("latin-1"),)))):
+        assert json.dumps(text)[1:-1] == text.replace("\\", "\\\\").replace('"', '\\"')
+    assert opened(sealed(emission(event="other"), serializer=own), serializers={"own": own}).decode().args == (data,)
+
+
+def test_what_came_with_control_characters_is_sent_again_without() -> None:
+    """Another program may have sealed it."""
+    own = Recording("own")
+    envelope = opened(crafted([*HEAD[:3], "other", *HEAD[4:]], serializer="own", body="a\nb"), serializers={"own": own})
+    assert envelope.decode().args == (b"a\nb",)
+    text = envelope.reseal(envelope.emission, queue="orders", message_id="m-1", keyring=KEYRING)
+    assert text.isprintable()
+    assert opened(text, serializers={"own": own}).decode().args == (b"a\nb",)
+
+
 def test_resealing_keeps_to_a_limit_where_one_is_given() -> None:
     envelope = opened(sealed())
     text = envelope.reseal(envelope.emission, queue="orders", message_id="m-1", keyring=KEYRING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -172,6 +173,15 @@ def test_what_json_carries_stands_plainly() -> None:
     """The bytes of plain values are the JSON that anybody would expect."""
     data = SERIALIZER.dumps(Emission(event="e", args=(1, "a", [None, True, 1.5]), kwargs={"k": {"x": "y"}}))
     assert data == b'["e",[1,"a",[null,true,1.5]],{"k":{"x":"y"}}]'
+
+
+@pytest.mark.parametrize("character", [chr(code) for code in range(0x100)])
+def test_a_long_text_is_written_as_json_writes_it(character: str) -> None:
+    """Whether it has a character to escape, and where, or not."""
+    for text in (character + "x" * 200, "x" * 200 + character):
+        content = ["e", [text, -5, 2**62, "short"], {"näme": text, "number": 0}]
+        data = SERIALIZER.dumps(Emission(event="e", args=tuple(content[1]), kwargs=dict(content[2])))
+        assert data == json.dumps(content, separators=(",", ":")).encode()
 
 
 def test_only_event_and_arguments_are_in_the_bytes() -> None:

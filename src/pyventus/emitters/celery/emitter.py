@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import copy_context
 from typing import Any, TypeAlias
@@ -132,14 +133,11 @@ class CeleryEventEmitter(EventEmitter):
         if len(eager) < len(self._queues):
             for emission in emissions:
                 self._check_reachable(emission)
-        ways = [(queue, n == 0, queue.origin()) for n, queue in enumerate(self._queues)]
-        sealed = [
-            (
-                emission,
-                [(queue, queue.message(emission, is_first=first, origin=origin)) for queue, first, origin in ways],
-            )
-            for emission in emissions
-        ]
+        sealed: Sealed = [(emission, []) for emission in emissions]
+        for number, queue in enumerate(self._queues):
+            origin = queue.origin()
+            for emission, addressed in sealed:
+                addressed.append((queue, queue.message(emission, is_first=number == 0, origin=origin)))
         return sealed if batch == 1 else _packed(sealed, batch, eager)
 
     def _check_reachable(self, emission: Emission) -> None:
@@ -191,12 +189,12 @@ Batch = tuple[Publisher, list[Message]]
 
 def _batches(sealed: Sealed, eager: list[queues.Queue]) -> list[Batch]:
     """All that goes to one queue together, as much as goes into a round trip."""
-    by_queue: dict[tuple[queues.Queue, str], dict[int, Message]] = {}
+    by_queue: dict[tuple[queues.Queue, str], dict[int, Message]] = defaultdict(dict)
     for _, addressed in sealed:
         for queue, message in addressed:
             if queue not in eager:
                 # One that carries several emissions is there for each of them; its id may be that of another one.
-                by_queue.setdefault((queue, message.queue), {})[id(message)] = message
+                by_queue[queue, message.queue][id(message)] = message
     return [
         (queue.publisher, list(chunk))
         for (queue, _), messages in by_queue.items()
