@@ -66,6 +66,15 @@ def test_the_async_twin(redis_url: str, queue_name: str, valkey: Valkey) -> None
     assert sent(emitter, valkey) == [("2 emissions", [emission.id for emission in emissions])]
 
 
+def test_ids_of_any_script_travel(redis_url: str, queue_name: str, valkey: Valkey) -> None:
+    """As the first message of a kind, and as others like it."""
+    emitter = new_emitter(redis_url, queue_name)
+    pairs = [["plain", "other"], ["nº 1", "nº 2"], ["№ 3", "№ 4"]]
+    for ids in pairs:
+        emitter.emit_many([Emission(id=id, event="Event") for id in ids], batch=2)
+    assert sent(emitter, valkey) == [("2 emissions", ids) for ids in pairs]
+
+
 def test_a_message_is_no_larger_than_an_emission_may_be(redis_url: str, queue_name: str, valkey: Valkey) -> None:
     """So that what a worker holds in memory stays bounded."""
     emitter = new_emitter(redis_url, queue_name)
