@@ -15,9 +15,9 @@ from typing import Any
 
 from pyventus.errors import NotSerializable
 from pyventus.wire.base import Content, ContentSerializer
-from pyventus.wire.json.base import MAX_DEPTH, MAX_ITEMS, Unfit
+from pyventus.wire.json.base import MAX_DEPTH, MAX_ITEMS, TAG, Unfit
 from pyventus.wire.json.decoding import Decoder, parse
-from pyventus.wire.json.encoding import Encoder, is_plain
+from pyventus.wire.json.encoding import PLAIN_INT, Encoder
 
 __all__ = ["MAX_DEPTH", "MAX_ITEMS", "JSONSerializer"]
 
@@ -36,30 +36,31 @@ def _write(value: Sequence[Any]) -> str:
     return "".join(_chunks(value, 0)) if _chunks is not None else _encoder.encode(value)
 
 
-def _write_plain(content: Content) -> str:
-    """What `_write` makes of it, but faster where a text is long and has nothing to escape."""
+def _write_plain(content: Content) -> str | None:
+    """What `_write` makes of ASCII text and whole numbers, but faster; None: there is something else."""
     event, args, kwargs = content
-    listed = ",".join([_write_scalar(value) for value in args])
-    named = ",".join([f"{encode_basestring_ascii(name)}:{_write_scalar(value)}" for name, value in kwargs.items()])
-    return f"[{encode_basestring_ascii(event)},[{listed}],{{{named}}}]"
+    if len(args) + len(kwargs) > MAX_ITEMS or not event.isascii():
+        return None
+    listed = [_write_scalar(value) for value in args]
+    named = [_write_scalar(value) for value in kwargs.values()] if kwargs else []
+    if not (all(listed) and all(named)):
+        return None
+    if named:
+        if TAG in kwargs or not "".join(kwargs).isascii():
+            return None
+        named = [f"{encode_basestring_ascii(name)}:{value}" for name, value in zip(kwargs, named, strict=True)]
+    return f"[{encode_basestring_ascii(event)},[{','.join(listed)}],{{{','.join(named)}}}]"
 
 
-def _write_scalar(value: str | int) -> str:
-    if type(value) is not str:
-        return str(value)
-    is_plain = len(value) >= LONG and not value.encode("ascii").translate(None, _UNESCAPED)
-    return f'"{value}"' if is_plain else encode_basestring_ascii(value)
+def _write_scalar(value: object) -> str:
+    """As JSON; empty: it is something else. Instances of subclasses are."""
+    if type(value) is str and value.isascii():
+        is_as_it_is = len(value) >= LONG and not value.encode("ascii").translate(None, _UNESCAPED)
+        return f'"{value}"' if is_as_it_is else encode_basestring_ascii(value)
+    return str(value) if type(value) is int and -PLAIN_INT < value < PLAIN_INT else ""
 
 
 _UNESCAPED = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
-
-
-def _has_long_text(content: Content) -> bool:
-    for values in content[1], content[2].values():
-        for value in values:
-            if type(value) is str and len(value) >= LONG:
-                return True
-    return False
 
 
 class JSONSerializer(ContentSerializer):
@@ -77,11 +78,8 @@ class JSONSerializer(ContentSerializer):
 
     def pack(self, content: Content) -> bytes:
         try:
-            if not is_plain(content):
-                text = _write(Encoder().content(content))
-            else:
-                text = _write_plain(content) if _has_long_text(content) else _write(content)
-            return text.encode("ascii")
+            text = _write_plain(content)
+            return (_write(Encoder().content(content)) if text is None else text).encode("ascii")
         except Unfit as unfit:
             raise NotSerializable(unfit.text(content[0])) from unfit.__cause__
 

@@ -29,7 +29,7 @@ from pyventus.wire.json.base import (
     shape_of,
 )
 
-__all__ = ["Encoder", "is_plain"]
+__all__ = ["PLAIN_INT", "Encoder"]
 
 PLAIN_INT = 2**63
 # JSON writes a surrogate pair and the one character that it stands for in the same way.
@@ -245,17 +245,6 @@ class Encoder:
         except Unfit as unfit:
             unfit.path.append(path)
             raise
-
-
-def is_plain(content: Content) -> bool:
-    """Whether JSON carries all of it as it is, as far as a short look tells."""
-    event, args, kwargs = content
-    return (
-        event.isascii()
-        and len(args) + len(kwargs) <= MAX_ITEMS
-        and _are_plain(args)
-        and (not kwargs or (_has_plain_keys(kwargs) and _are_plain(kwargs.values())))
-    )
 
 
 def _are_plain(values: Iterable[Any]) -> bool:
