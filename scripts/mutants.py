@@ -368,6 +368,18 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/queue.py", "return _in_tasks is None or bool(_in_tasks)", "return False",
         "tests/functional/test_emitting_many.py::test_a_task_of_the_users_is_named_as_the_parent",
     ),
+    "splice what holds the id once more on Redis": Mutant(
+        f"{CELERY}/splicing.py", "is_same and not entry.command.keeps(message.id)", "is_same",
+        "tests/functional/test_emitting_many.py::test_a_field_of_the_users_that_holds_the_id",
+    ),
+    "splice what holds the id once more on RabbitMQ": Mutant(
+        f"{CELERY}/splicing.py", "is_same and not head.keeps(message.id)", "is_same",
+        "tests/functional/test_emitting_many.py::test_a_field_of_the_users_that_holds_the_id",
+    ),
+    "know neither script nor escapes in a batch": Mutant(
+        f"{CELERY}/splicing.py", "    if not text.isascii():\n", "    if False:\n",
+        "tests/functional/test_batches.py::test_ids_of_any_script_travel",
+    ),
     "take the ids of a task from the first": Mutant(
         f"{CELERY}/splicing.py", "if options else (id,)", "if False else (id, id, id)",
         "tests/functional/test_emitting_many.py::test_what_differs_from_task_to_task",

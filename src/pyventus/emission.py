@@ -90,10 +90,11 @@ def _give_id(emission: Any) -> str:
         return id
 
 
-# Not __getattr__: Python would take three times as long for each attribute.
-_Slots: Any = Emission
-_Slots._id = _Slots.id
-_Slots.id = property(_read_id, _Slots.id.__set__)
+# What holds the id is `_id`, and `id` makes one where there is none. With a __getattr__ for it Python would take three
+# times as long for each attribute.
+_Untyped: Any = Emission
+_Untyped._id = _Untyped.id
+_Untyped.id = property(_read_id, _Untyped.id.__set__, doc="Names the emission across all its messages.")
 
 _id_lock = native.new_lock()
 

@@ -66,13 +66,18 @@ def test_the_async_twin(redis_url: str, queue_name: str, valkey: Valkey) -> None
     assert sent(emitter, valkey) == [("2 emissions", [emission.id for emission in emissions])]
 
 
-def test_ids_of_any_script_travel(redis_url: str, queue_name: str, valkey: Valkey) -> None:
-    """As the first message of a kind, and as others like it."""
+@pytest.mark.parametrize("pairs", [[["a", "b"], ["nº 1", "nº 2"]], [["№ 3", '"'], ["\\", "№ 4"], ["a", "b"]]])
+def test_ids_of_any_script_travel(pairs: list[list[str]], redis_url: str, queue_name: str, valkey: Valkey) -> None:
+    """As the first message of a kind, and as others like it, in the bytes that Celery would send."""
     emitter = new_emitter(redis_url, queue_name)
-    pairs = [["plain", "other"], ["nº 1", "nº 2"], ["№ 3", "№ 4"]]
     for ids in pairs:
         emitter.emit_many([Emission(id=id, event="Event") for id in ids], batch=2)
     assert sent(emitter, valkey) == [("2 emissions", ids) for ids in pairs]
+    with valkey.client() as client:
+        bodies = [b64decode(json.loads(text)["body"]) for text in client.lrange(queue_name, 0, -1)]
+    assert all(body == json.dumps(json.loads(body)).encode() for body in bodies)
+    senders = emitter._queues[0].publisher._senders._senders
+    assert all(None not in sender.splicer._templates.values() for sender in senders if sender.splicer is not None)
 
 
 def test_a_message_is_no_larger_than_an_emission_may_be(redis_url: str, queue_name: str, valkey: Valkey) -> None:

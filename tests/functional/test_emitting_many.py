@@ -68,6 +68,33 @@ def test_the_async_twin(broker_url: str, queue: str, valkey: Valkey) -> None:
     assert sorted(stored_ids(broker_url, queue, valkey)) == ids_of(emissions)
 
 
+def test_an_id_that_is_also_a_name(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """Where it stands as a name no other id is put in its place."""
+    emitter, name = make_emitter(broker_url, queue), str(uuid4())
+    emitter.with_options(id=name).emit(name)
+    others = [emitter.emit(name) for _ in range(2)]
+    messages = raw_messages(broker_url, queue, valkey)
+    headers = [each.get("headers") or each["properties"]["application_headers"] for each in messages]
+    assert [each["id"] for each in headers] == [name, *(emission.id for emission in others)]
+    assert {each["shadow"] for each in headers} == {name}
+
+
+def test_a_field_of_the_users_that_holds_the_id(broker_url: str, queue: str, valkey: Valkey) -> None:
+    """Is not known to us: Celery makes each of such messages."""
+    emitter = make_emitter(broker_url, queue)
+    amqp = emitter._queues[0].app.amqp
+
+    def with_copy(task_id: str, *args: Any, **options: Any) -> Any:
+        made = amqp.as_task_v2(task_id, *args, **options)
+        return made._replace(headers={**made.headers, "x-copy": task_id})
+
+    amqp.task_protocols = {2: with_copy}
+    emissions = [emitter.emit("Event") for _ in range(3)]
+    messages = raw_messages(broker_url, queue, valkey)
+    headers = [each.get("headers") or each["properties"]["application_headers"] for each in messages]
+    assert [each["x-copy"] for each in headers] == [emission.id for emission in emissions]
+
+
 def raw_messages(url: str, queue: str, valkey: Valkey) -> list[dict[str, Any]]:
     """All of the messages in a queue, in the order in which they came."""
     if not url.startswith("amqp"):

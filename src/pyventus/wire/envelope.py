@@ -175,7 +175,7 @@ def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
         raise ConfigurationError(
             f"{type(serializer).__name__}.dumps must return bytes, not {type(body).__name__}: use .encode()"
         )
-    # JSON has no control characters.
+    # What our JSON writes is printable ASCII; to look again takes time.
     return ("t", body.decode("ascii")) if type(serializer) is JSONSerializer else _code(body)
 
 

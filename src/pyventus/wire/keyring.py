@@ -41,19 +41,22 @@ class Keyring:
         ConfigurationError: a secret is empty, or neither text nor bytes.
     """
 
-    __slots__ = ("_keys", "_weakest", "key_id")
+    __slots__ = ("_keys", "_weakest")
 
     def __init__(self, secret: Secrets = None) -> None:
         secrets = [_as_bytes(each) for each in _each(secret)]
         self._weakest = min(map(len, secrets), default=0)
         self._keys = tuple(_derive(each) for each in secrets)
-        #: Id of the key that signs; None without a secret.
-        self.key_id: str | None = self._keys[0].id if self._keys else None
 
     @property
     def signs(self) -> bool:
         """Whether there is a secret to sign with."""
         return bool(self._keys)
+
+    @property
+    def key_id(self) -> str | None:
+        """Id of the key that signs; None without a secret."""
+        return self._keys[0].id if self._keys else None
 
     @property
     def key_ids(self) -> tuple[str, ...]:

@@ -179,7 +179,7 @@ def test_what_json_carries_stands_plainly() -> None:
 def test_a_long_text_is_written_as_json_writes_it(character: str) -> None:
     """Whether it has a character to escape, and where, or not."""
     for text in (character + "x" * 200, "x" * 200 + character):
-        content = ["e", [text, -5, 2**62, "short"], {"näme": text, "number": 0}]
+        content = ["e", [text, -5, 2**62, "short"], {'na"me': text, "number": 0}]
         data = SERIALIZER.dumps(Emission(event="e", args=tuple(content[1]), kwargs=dict(content[2])))
         assert data == json.dumps(content, separators=(",", ":")).encode()
 

@@ -836,11 +836,9 @@ class Sender:
         Returns:
             What makes the connection useless; None, with nothing sent, also if one of them has to go another way.
         """
-        splicer = self.splicer
-        if splicer is None or not self._is_ready():
-            return None
-        copies = splicer.copies(publishing.messages)
-        if copies is None:
+        splicer = self._ready()
+        copies = None if splicer is None else splicer.copies(publishing.messages)
+        if splicer is None or copies is None:
             return None
         try:
             # What spins takes time from other threads, which may have a use for it.
@@ -856,8 +854,8 @@ class Sender:
 
     def fly(self, flight: Flight, publishings: Sequence[Publishing]) -> bool:
         """Have a loop that has borrowed this sender send what is like earlier messages; whether it does."""
-        splicer = self.splicer
-        if splicer is None or not self._is_ready():
+        splicer = self._ready()
+        if splicer is None:
             return False
         copies: list[Copy] = []
         flying, room = [], MAX_BYTES_IN_FLIGHT
@@ -869,9 +867,10 @@ class Sender:
                 room -= size
         return bool(flying) and flight.begin(self, flying, copies)
 
-    def _is_ready(self) -> bool:
+    def _ready(self) -> Splicer | None:
+        """What sends at once; None: nothing does."""
         splicer = self.splicer
-        return splicer is not None and not splicer.is_watched() and splicer.is_ready()
+        return splicer if splicer is not None and not splicer.is_watched() and splicer.is_ready() else None
 
     # -- The connection -----------------------------------------------------------------------------------------
 

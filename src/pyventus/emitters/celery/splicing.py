@@ -43,14 +43,11 @@ SPIN_SECONDS = 50e-6
 MAX_LATE = 6
 # What the broker takes while the next ones are made.
 PART = 64
-# What stands in a template where messages differ.
-BODY, TAG = "pyventus-body-of-the-message", "pyventus-tag-of-the-message"
-SIZE, CHANNEL = b"pyventus-size-of-the-message", b"pyventus-channel-of-the-message"
+# What stands in a template where messages differ. Nobody who emits can know these, and so have them anywhere else.
+BODY, TAG, SIZE, CHANNEL, ID, PARENT, ROOT = (new_id() for _ in range(7))
 # Of a UUID; ours have to be as long.
 TAG_LENGTH = 36
-
-# What differs where the message comes from a task, each as long as an id.
-PARENT, ROOT = "pyventus-parent-of-the-message-.....", "pyventus-root-of-the-message-......."
+# What differs where the message comes from a task.
 ORIGIN = {"parent_id", "root_id"}
 
 Kind = tuple[str, str, int | None, str, bool]
@@ -59,7 +56,7 @@ _is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
 
 
 Copy: TypeAlias = "tuple[Message, Any]"
-"""A message, and the earlier one that it is made from, with gaps."""
+"""A message and the template that it is made from."""
 
 
 class NotStored(Exception):
@@ -243,38 +240,52 @@ class _Body(NamedTuple):
         return cls(before + b'"', b'"' + after)
 
     def of(self, text: str) -> bytes:
-        # What is sealed has nothing else that JSON has to escape.
-        escaped = text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-        return b"".join((self.before, escaped, self.after))
+        return b"".join((self.before, _escaped(text), self.after))
+
+
+def _escaped(text: str) -> bytes:
+    """As in JSON. What is sealed is ASCII and has nothing else to escape; of a batch an id may be of any script."""
+    if not text.isascii():
+        return encode_basestring_ascii(text)[1:-1].encode()
+    return text.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
 class _Gaps:
     """Bytes with gaps to be filled, which are where marks stand.
 
     Args:
-        text: the bytes.
-        *marks: each may stand in them any number of times.
+        text: the bytes, in which at least one mark stands.
+        *marks: each may stand there any number of times.
     """
 
-    def __init__(self, text: bytes, *marks: bytes) -> None:
-        pieces = re.split(b"(%b)" % b"|".join(map(re.escape, marks)), text)
+    def __init__(self, text: bytes, *marks: str) -> None:
+        pieces = re.split(f"({'|'.join(marks)})".encode(), text)
         self._kept = tuple(pieces[::2])
-        gaps = [len(self._kept) + marks.index(mark) for mark in pieces[1::2]]
+        gaps = [len(self._kept) + marks.index(mark.decode()) for mark in pieces[1::2]]
+        # What is kept and what fills a gap, by turns.
         self._in_order = itemgetter(*chain(*enumerate(gaps)), len(gaps))
 
     def filled(self, *values: bytes) -> bytes:
-        """The bytes with a value in the place of each mark, in the order of the marks."""
+        """The bytes with a value for each mark, in the order of the marks; none for the last ones if they do not stand
+        there.
+        """
         return b"".join(self._in_order(self._kept + values))
+
+    def keeps(self, text: str) -> bool:
+        """Whether it stands between the gaps."""
+        return any(text.encode() in piece for piece in self._kept)
 
 
 def _ids(message: Message) -> tuple[bytes, ...]:
-    """In the places of its own id, and of PARENT and ROOT if it comes from a task."""
+    """In the places of ID, and of PARENT and ROOT if it comes from a task."""
     id, options = message.id.encode(), message.options
     return (id, options["parent_id"].encode(), options["root_id"].encode()) if options else (id,)
 
 
-def _id_marks(message: Message) -> tuple[bytes, ...]:
-    return message.id.encode(), PARENT.encode(), ROOT.encode()
+def _with_marks(headers: dict[str, Any], message: Message) -> dict[str, Any]:
+    """The headers of a message with marks in the places of ids."""
+    own = {name: ID for name in ("id", "root_id") if headers.get(name) == message.id}
+    return {**headers, **own, **({"parent_id": PARENT, "root_id": ROOT} if message.options else {})}
 
 
 # -- Redis ------------------------------------------------------------------------------------------------------------
@@ -330,18 +341,18 @@ class RedisSplicer(Splicer):
         if payload["properties"].get("body_encoding") != "base64" or len(tag) != TAG_LENGTH:
             return None
         priority = self._channel._get_message_priority(payload, reverse=False)
-        gaps = {"body": BODY, "properties": {**payload["properties"], "delivery_tag": TAG}}
-        if message.options:
-            gaps["headers"] = {**payload["headers"], "parent_id": PARENT, "root_id": ROOT}
+        properties = {**payload["properties"], "delivery_tag": TAG, "correlation_id": ID}
+        gaps = {"body": BODY, "properties": properties, "headers": _with_marks(payload["headers"], message)}
         text, whole = dumps({**payload, **gaps}).encode(), dumps(payload).encode()
         key = f"{self._channel.global_keyprefix}{self._channel._q_for_pri(queue, priority)}".encode()
         entry = _Entry(
-            _Gaps(_lpush(key, SIZE, text), SIZE, BODY.encode(), TAG.encode(), *_id_marks(message)),
+            _Gaps(_lpush(key, SIZE.encode(), text), SIZE, BODY, TAG, ID, PARENT, ROOT),
             _Body.around(message.text, b64decode(payload["body"])),
             len(whole) - len(payload["body"]),
         )
         is_same = entry.splice(message, tag.encode()) == _lpush(key, b"%d" % len(whole), whole)
-        return entry if is_same else None
+        # Where an id is a part of a name, another one would be put in its place, or not be where Celery has it.
+        return entry if is_same and not entry.command.keeps(message.id) else None
 
     def is_ready(self) -> bool:
         if self._connection is None or self._connection._sock is None:
@@ -447,15 +458,16 @@ _length = struct.Struct(">I").pack
 _size = struct.Struct(">Q").pack
 
 
-def _frame(kind: int, channel: bytes, payload: bytes, size: int) -> bytes:
-    return b"%c%b%b%b\xce" % (kind, channel, _length(size), payload)
+def _frame(kind: int, channel: bytes, payload: bytes, length: int) -> bytes:
+    """A frame; ``length`` is that of the payload when its gaps are filled."""
+    return b"%c%b%b%b\xce" % (kind, channel, _length(length), payload)
 
 
-def _head(arguments: bytes, properties: bytes) -> bytes:
-    """The frames of a message before those of its body, with marks for the channel and the size of the body."""
-    method, header = PUBLISH + arguments, CONTENT + SIZE + properties
-    size = len(header) - len(SIZE) + SIZE_BYTES
-    return _frame(METHOD, CHANNEL, method, len(method)) + _frame(HEADER, CHANNEL, header, size)
+def _head(arguments: bytes, properties: bytes, channel: bytes, size: bytes) -> bytes:
+    """The frames of a message before those of its body, for a channel and the size of the body, or with marks."""
+    method, header = PUBLISH + arguments, CONTENT + size + properties
+    length = len(CONTENT) + SIZE_BYTES + len(properties)
+    return _frame(METHOD, channel, method, len(method)) + _frame(HEADER, channel, header, length)
 
 
 class RabbitMQSplicer(Splicer):
@@ -481,22 +493,20 @@ class RabbitMQSplicer(Splicer):
         raw, *rest = args
         if rest or set(options) - {"exchange", "routing_key", "mandatory", "immediate", "timeout"}:
             return None
-        properties = raw._serialize_properties()
-        gaps = properties
-        if message.options:
-            headers = raw.properties["application_headers"]
-            raw.properties["application_headers"] = {**headers, "parent_id": PARENT, "root_id": ROOT}
-            gaps = raw._serialize_properties()
-            raw.properties["application_headers"] = headers
+        properties, given = raw._serialize_properties(), raw.properties
+        headers = _with_marks(given["application_headers"], message)
+        raw.properties = {**given, "application_headers": headers, "correlation_id": ID}
+        gaps = raw._serialize_properties()
+        raw.properties = given
         body = raw.body.encode() if isinstance(raw.body, str) else raw.body
         where = [options.get(name, default) for name, default in WHERE]
         arguments = dumps_arguments("Bssbb", [0, *where])
-        publish = _Publish(
-            _Gaps(_head(arguments, gaps), CHANNEL, SIZE, *_id_marks(message)), _Body.around(message.text, body)
-        )
-        head = publish.head.filled(CHANNEL, SIZE, *_ids(message))
-        is_same = head == _head(arguments, properties) and publish.body.of(message.text) == body
-        return publish if is_same else None
+        head = _Gaps(_head(arguments, gaps, CHANNEL.encode(), SIZE.encode()), CHANNEL, SIZE, ID, PARENT, ROOT)
+        publish = _Publish(head, _Body.around(message.text, body))
+        around = _channel(1), _size(len(body))
+        is_same = head.filled(*around, *_ids(message)) == _head(arguments, properties, *around)
+        is_same = is_same and publish.body.of(message.text) == body
+        return publish if is_same and not head.keeps(message.id) else None
 
     def is_ready(self) -> bool:
         connection = self._channel.connection

@@ -39,21 +39,24 @@ def _write(value: Sequence[Any]) -> str:
 def _write_plain(content: Content) -> str | None:
     """What `_write` makes of ASCII text and whole numbers, but faster; None: there is something else."""
     event, args, kwargs = content
-    if len(args) + len(kwargs) > MAX_ITEMS or not event.isascii():
+    if len(args) + len(kwargs) > MAX_ITEMS or TAG in kwargs or not "".join((event, *kwargs)).isascii():
         return None
-    listed = [_write_scalar(value) for value in args]
-    named = [_write_scalar(value) for value in kwargs.values()] if kwargs else []
-    if not (all(listed) and all(named)):
-        return None
-    if named:
-        if TAG in kwargs or not "".join(kwargs).isascii():
+    listed, named = [], []
+    for value in args:
+        text = _write_scalar(value)
+        if not text:
             return None
-        named = [f"{encode_basestring_ascii(name)}:{value}" for name, value in zip(kwargs, named, strict=True)]
+        listed.append(text)
+    for name, value in kwargs.items():
+        text = _write_scalar(value)
+        if not text:
+            return None
+        named.append(f"{encode_basestring_ascii(name)}:{text}")
     return f"[{encode_basestring_ascii(event)},[{','.join(listed)}],{{{','.join(named)}}}]"
 
 
 def _write_scalar(value: object) -> str:
-    """As JSON; empty: it is something else. Instances of subclasses are."""
+    """A value as JSON; empty: it is not of exactly these types, or not ASCII."""
     if type(value) is str and value.isascii():
         is_as_it_is = len(value) >= LONG and not value.encode("ascii").translate(None, _UNESCAPED)
         return f'"{value}"' if is_as_it_is else encode_basestring_ascii(value)
