@@ -99,13 +99,15 @@ def _emit(
     with senders(commands) as started:
 
         def rate(sender: Sender) -> float:
-            value = sender.rate(0.3 if bench.is_quick else 0.5)
+            value = sender.rate(0.25)
             empty()
             return value
 
         for sender in started.values():
             sender.rate(0.1)
-        bench.turns(section, {name: lambda sender=sender: rate(sender) for name, sender in started.items()})  # type: ignore[misc]
+        sides = {name: lambda sender=sender: rate(sender) for name, sender in started.items()}  # type: ignore[misc]
+        # Short turns, and many: a noisy machine is seldom the same for longer.
+        bench.turns(section, sides, rounds=bench.rounds * 4)
 
 
 # -- Draining -----------------------------------------------------------------------------------------------------
