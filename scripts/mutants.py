@@ -201,7 +201,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_who_listens_to_each_message_is_told",
     ),
     "splice the text of the first": Mutant(
-        f"{CELERY}/splicing.py", "template.splice(message, self._tag", "template.splice(copies[0][0], self._tag",
+        f"{CELERY}/splicing.py", "template.splice(message, self._tag", "template.splice(messages[0], self._tag",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
     "take what Redis refuses for stored": Mutant(
@@ -296,7 +296,7 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_many.py::test_a_redis_that_is_not_ready_has_stored_nothing",
     ),
     "hold the loop up with what is large": Mutant(
-        f"{CELERY}/publisher.py", " and size <= room:", ":",
+        f"{CELERY}/publisher.py", "MAX_TOGETHER and size <= room", "MAX_TOGETHER",
         "tests/functional/test_emitting_in_loops.py::test_what_would_hold_the_loop_up_is_left_to_others",
     ),
     "look for an answer that is far away each time": Mutant(
@@ -325,15 +325,15 @@ MUTANTS: dict[str, Mutant] = {
         "tests/unit/wire/test_round_trip.py::test_a_long_text_is_written_as_json_writes_it",
     ),
     "send a part of many": Mutant(
-        f"{CELERY}/splicing.py", "copies[start : start + PART]", "copies[:PART]",
+        f"{CELERY}/splicing.py", "messages[start : start + PART]", "messages[:PART]",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
     "forget the parts before the last": Mutant(
-        f"{CELERY}/splicing.py", "        self._pushed += copies\n", "        self._pushed = list(copies)\n",
+        f"{CELERY}/splicing.py", "        self._pushed += messages\n", "        self._pushed = list(messages)\n",
         "tests/functional/test_emitting_many.py::test_all_are_stored_once",
     ),
     "send the parts before the last again": Mutant(
-        f"{CELERY}/splicing.py", "        self._written += copies\n", "        self._written = list(copies)\n",
+        f"{CELERY}/splicing.py", "        self._written += messages\n", "        self._written = list(messages)\n",
         "tests/functional/test_emitting_many.py::test_unconfirmed_ones_are_stored_too",
     ),
     "do not wait at all in the last moment": Mutant(

@@ -13,8 +13,9 @@ import pytest
 from celery import Celery
 
 from pyventus.emitters.celery import splicing
+from pyventus.emitters.celery.publisher import Message
 from pyventus.emitters.celery.sockets import is_quiet, receive, send_all
-from pyventus.emitters.celery.splicing import Copy, Splicer
+from pyventus.emitters.celery.splicing import Splicer
 
 LARGE = b"x" * 4_000_000
 
@@ -117,7 +118,7 @@ class Echo(Splicer):
     def socket(self) -> Any:
         return self._sock
 
-    def request(self, copies: Sequence[Copy]) -> bytes:
+    def request(self, messages: Sequence[Message]) -> bytes:
         return b"?"
 
     def take(self, data: bytes) -> bool:

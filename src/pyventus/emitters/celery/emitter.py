@@ -68,7 +68,7 @@ class CeleryEventEmitter(EventEmitter):
         queue, message = addressed
         publishing = queue.publisher.store([message], end)
         if publishing.error is not None:
-            _raise_failures([(emission, [addressed])], [publishing])
+            _raise_failures([emission], {queue: [message]}, [publishing])
 
     def _seal_alone(self, emission: Emission) -> Addressed | None:
         """The one message of an emission; None: there are several queues, or it runs in this process."""
@@ -82,7 +82,7 @@ class CeleryEventEmitter(EventEmitter):
         end = time.monotonic() + self._timeout
         eager = self._eager_queues()
         sealed = self._seal_all(emissions, eager, batch)
-        _raise_failures(sealed, _store(_batches(sealed, eager), end))
+        _raise_failures(emissions, sealed, _store(_batches(sealed, eager), end))
         if eager:
             _run_eager(_messages_to(eager, sealed))
 
@@ -113,7 +113,7 @@ class CeleryEventEmitter(EventEmitter):
         publishing = queue.publisher.start_soon([message], end)
         await publishing.wait_async()
         if publishing.error is not None:
-            _raise_failures([(emission, [addressed])], [publishing])
+            _raise_failures([emission], {queue: [message]}, [publishing])
         return emission
 
     async def _asend_all(self, emissions: list[Emission], batch: int = 1) -> None:
@@ -122,7 +122,7 @@ class CeleryEventEmitter(EventEmitter):
         sealed = self._seal_all(emissions, eager, batch)
         publishings = [publisher.start_soon(messages, end) for publisher, messages in _batches(sealed, eager)]
         await asyncio.gather(*(publishing.wait_async() for publishing in publishings))
-        _raise_failures(sealed, publishings)
+        _raise_failures(emissions, sealed, publishings)
         if eager:
             await asyncio.to_thread(_run, _messages_to(eager, sealed))
 
@@ -133,11 +133,10 @@ class CeleryEventEmitter(EventEmitter):
         if len(eager) < len(self._queues):
             for emission in emissions:
                 self._check_reachable(emission)
-        sealed: Sealed = [(emission, []) for emission in emissions]
-        for number, queue in enumerate(self._queues):
-            origin = queue.origin()
-            for emission, addressed in sealed:
-                addressed.append((queue, queue.message(emission, is_first=number == 0, origin=origin)))
+        sealed: Sealed = {}
+        for queue in self._queues:
+            is_first, origin = not sealed, queue.origin()
+            sealed[queue] = [queue.message(each, is_first=is_first, origin=origin) for each in emissions]
         return sealed if batch == 1 else _packed(sealed, batch, eager)
 
     def _check_reachable(self, emission: Emission) -> None:
@@ -181,7 +180,10 @@ def _check_deadline(timeout: object) -> float:
 Addressed = tuple[queues.Queue, Message]
 
 
-Sealed = list[tuple[Emission, list[Addressed]]]
+Sealed = dict[queues.Queue, list[Message]]
+"""For each queue a message for each emission, in their order. Python's collector would look at a list for each emission
+again and again.
+"""
 
 
 Batch = tuple[Publisher, list[Message]]
@@ -189,36 +191,36 @@ Batch = tuple[Publisher, list[Message]]
 
 def _batches(sealed: Sealed, eager: list[queues.Queue]) -> list[Batch]:
     """All that goes to one queue together, as much as goes into a round trip."""
-    by_queue: dict[tuple[queues.Queue, str], dict[int, Message]] = defaultdict(dict)
-    for _, addressed in sealed:
-        for queue, message in addressed:
-            if queue not in eager:
-                # One that carries several emissions is there for each of them; its id may be that of another one.
-                by_queue[queue, message.queue][id(message)] = message
-    return [
-        (queue.publisher, list(chunk))
-        for (queue, _), messages in by_queue.items()
-        for chunk in _chunks(messages.values(), MAX_TOGETHER, MAX_BYTES)
-    ]
+    batches: list[Batch] = []
+    for queue, messages in sealed.items():
+        if queue not in eager:
+            # One that carries several emissions is there for each of them; its id may be that of another one.
+            by_name: dict[str, dict[int, Message]] = defaultdict(dict)
+            for message in messages:
+                by_name[message.queue][id(message)] = message
+            for each in by_name.values():
+                batches += [(queue.publisher, chunk) for chunk in _chunks(each.values(), MAX_TOGETHER, MAX_BYTES)]
+    return batches
 
 
 def _packed(sealed: Sealed, batch: int, eager: list[queues.Queue]) -> Sealed:
     """The same emissions in fewer messages: those that go the same way in one."""
-    ways: dict[Any, list[Message]] = {}
-    for _, addressed in sealed:
-        for queue, message in addressed:
-            if queue not in eager and "eta" not in message.options:
-                way = queue, message.queue, message.priority, *message.options.items()
-                ways.setdefault(way, []).append(message)
+    return {
+        queue: messages if queue in eager else _packed_to(queue, messages, batch) for queue, messages in sealed.items()
+    }
+
+
+def _packed_to(queue: queues.Queue, messages: list[Message], batch: int) -> list[Message]:
+    ways: dict[Any, list[Message]] = defaultdict(list)
+    for message in messages:
+        if "eta" not in message.options:
+            ways[message.queue, message.priority, *message.options.items()].append(message)
     carriers: dict[int, Message] = {}
-    for (queue, *_), messages in ways.items():
-        for chunk in _chunks(messages, batch, queue.max_size):
+    for together in ways.values():
+        for chunk in _chunks(together, batch, queue.max_size):
             if len(chunk) > 1:
                 carriers |= dict.fromkeys(map(id, chunk), queue.batch(chunk))
-    return [
-        (emission, [(queue, carriers.get(id(message), message)) for queue, message in addressed])
-        for emission, addressed in sealed
-    ]
+    return [carriers.get(id(message), message) for message in messages]
 
 
 def _chunks(messages: Iterable[Message], most: int, most_bytes: int) -> Iterator[list[Message]]:
@@ -247,13 +249,14 @@ def _store(batches: list[Batch], end: float) -> list[Publishing]:
     return publishings
 
 
-def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
+def _raise_failures(emissions: list[Emission], sealed: Sealed, publishings: Sequence[Publishing]) -> None:
     failed = [publishing for publishing in publishings if publishing.error is not None]
     if not failed:
         return
     lost = {id(message) for publishing in failed for message in publishing.rest()}
-    emissions = [emission for emission, addressed in sealed if any(id(message) in lost for _, message in addressed)]
-    if not emissions:
+    sent = zip(emissions, *sealed.values(), strict=True)
+    failures = [emission for emission, *messages in sent if any(id(message) in lost for message in messages)]
+    if not failures:
         return  # The answer came after the deadline, and just before this look.
     # Of what takes several round trips a part may not have been sent, and another one be stored.
     errors: dict[str, dict[str, None]] = {}
@@ -261,18 +264,19 @@ def _raise_failures(sealed: Sealed, publishings: Sequence[Publishing]) -> None:
         errors.setdefault(publishing.queue, {})[str(publishing.error)] = None
     reasons = "; ".join(f"queue {name!r}: {', and of others: '.join(texts)}" for name, texts in errors.items())
     stored = dict.fromkeys(publishing.queue for publishing in publishings if publishing.queue not in errors)
-    raise EmitError(_failure(sealed, emissions, reasons), emissions[0], stored, emissions) from failed[0].error
+    text = _failure(len(emissions), failures, reasons)
+    raise EmitError(text, failures[0], stored, failures) from failed[0].error
 
 
-def _failure(sealed: Sealed, emissions: list[Emission], reasons: str) -> str:
+def _failure(count: int, emissions: list[Emission], reasons: str) -> str:
     first = emissions[0]
-    if len(sealed) == 1:
+    if count == 1:
         return (
             f"emission {first.id} of {first.event!r} was not confirmed by {reasons}; emitter.send(error.emission) "
             "tries again under the same id"
         )
     return (
-        f"{len(emissions):,} of {len(sealed):,} emissions were not confirmed by {reasons}; "
+        f"{len(emissions):,} of {count:,} emissions were not confirmed by {reasons}; "
         "emitter.emit_many(error.emissions) tries those again under the same ids"
     )
 
@@ -281,7 +285,8 @@ def _failure(sealed: Sealed, emissions: list[Emission], reasons: str) -> str:
 
 
 def _messages_to(eager: list[queues.Queue], sealed: Sealed) -> list[Addressed]:
-    return [(queue, message) for _, addressed in sealed for queue, message in addressed if queue in eager]
+    by_emission = zip(*(sealed[queue] for queue in eager), strict=True)
+    return [addressed for messages in by_emission for addressed in zip(eager, messages, strict=True)]
 
 
 def _run(messages: list[Addressed]) -> None:

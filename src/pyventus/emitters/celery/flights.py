@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pyventus.emitters.celery.sockets import WOULD_BLOCK
-from pyventus.emitters.celery.splicing import ANSWER_BYTES, Copy
+from pyventus.emitters.celery.splicing import ANSWER_BYTES
 
 if TYPE_CHECKING:
-    from pyventus.emitters.celery.publisher import Publishing, Sender
+    from pyventus.emitters.celery.publisher import Message, Publishing, Sender
 
 
 class Flight:
@@ -35,7 +35,7 @@ class Flight:
         self._land = land
         self._is_writing = self._is_over = False
 
-    def begin(self, sender: Sender, publishings: Sequence[Publishing], copies: Sequence[Copy]) -> bool:
+    def begin(self, sender: Sender, publishings: Sequence[Publishing], messages: Sequence[Message]) -> bool:
         """Send, and have the loop go on when the broker takes more of it or answers.
 
         Returns:
@@ -57,7 +57,7 @@ class Flight:
         self._timeout = self._socket.gettimeout()
         self._socket.settimeout(0)
         try:
-            self._left = memoryview(splicer.request(copies))
+            self._left = memoryview(splicer.request(messages))
             self._write()
         except BaseException:
             self._leave_loop()

@@ -32,7 +32,7 @@ from pyventus import native
 from pyventus.emitters.celery.delays import Delays
 from pyventus.emitters.celery.flights import Flight
 from pyventus.emitters.celery.sockets import is_past, is_quiet
-from pyventus.emitters.celery.splicing import Copy, NotStored, Splicer, splicer_of
+from pyventus.emitters.celery.splicing import NotStored, Splicer, splicer_of
 from pyventus.errors import describe_error
 
 T = TypeVar("T")
@@ -91,6 +91,7 @@ class Message:
         options: further ones of Celery's ``send_task``, such as eta and parent_id.
         confirm: whether RabbitMQ is to confirm it; if not, it passes for stored once it is written to the connection.
         is_stored: whether it is known to be stored.
+        template: the earlier one that it is made from, for the splicer that is about to send it.
     """
 
     task: str
@@ -102,6 +103,7 @@ class Message:
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     confirm: bool = True
     is_stored: bool = field(default=False, repr=False)
+    template: Any = field(default=None, repr=False)
 
 
 class Work:
@@ -761,20 +763,20 @@ class Sender:
 
     def _store_all(self, publishings: list[Publishing]) -> None:
         """Send in the order given: those that are like earlier ones together, each other one in Celery's own way."""
-        together: list[tuple[Publishing, Copy]] = []
+        together: list[tuple[Publishing, Message]] = []
         for publishing in publishings:
             # Some may be stored already: it waits again if what shared its round trip has failed.
             for message in publishing.rest():
-                copies = self._copies([message])
-                if copies is None:
+                splicer = self.splicer
+                if splicer is not None and not splicer.is_watched() and splicer.can_make(message):
+                    together.append((publishing, message))
+                else:
                     self._store_together(together)
                     together = []
                     self._store_of(publishing, message)
-                else:
-                    together.append((publishing, copies[0]))
         self._store_together(together)
 
-    def _store_together(self, together: list[tuple[Publishing, Copy]]) -> None:
+    def _store_together(self, together: list[tuple[Publishing, Message]]) -> None:
         if self.splicer is None or not together:
             return
         self._at = {publishing for publishing, _ in together}
@@ -783,14 +785,10 @@ class Sender:
         except Exception as error:
             raise self._explain(BrokerDown, error, NOT_SENT) from None
         self._check_abandoned()
-        self.splicer.send([copy for _, copy in together], time.monotonic() + SOCKET_SECONDS)
-        for publishing, (message, _) in together:
+        self.splicer.send([message for _, message in together], time.monotonic() + SOCKET_SECONDS)
+        for publishing, message in together:
             if not message.is_stored:
                 self._store_of(publishing, message)
-
-    def _copies(self, messages: Sequence[Message]) -> list[Copy] | None:
-        splicer = self.splicer
-        return None if splicer is None or splicer.is_watched() else splicer.copies(messages)
 
     def _store_of(self, publishing: Publishing, message: Message) -> None:
         self._at = {publishing}
@@ -837,12 +835,11 @@ class Sender:
             What makes the connection useless; None, with nothing sent, also if one of them has to go another way.
         """
         splicer = self._ready()
-        copies = None if splicer is None else splicer.copies(publishing.messages)
-        if splicer is None or copies is None:
+        if splicer is None or not splicer.can_make(*publishing.messages):
             return None
         try:
             # What spins takes time from other threads, which may have a use for it.
-            splicer.send(copies, end, self._senders.only_one_is_busy())
+            splicer.send(publishing.messages, end, self._senders.only_one_is_busy())
         except Exception as error:
             is_timeout = isinstance(error, TimeoutError) and error.errno is None  # Else the kernel has ended it.
             if is_timeout and is_past(end):
@@ -857,15 +854,16 @@ class Sender:
         splicer = self._ready()
         if splicer is None:
             return False
-        copies: list[Copy] = []
+        messages: list[Message] = []
         flying, room = [], MAX_BYTES_IN_FLIGHT
         for publishing in publishings:
-            made, size = splicer.copies(publishing.messages), sum(len(message.text) for message in publishing.messages)
-            if made is not None and len(copies) + len(made) <= MAX_TOGETHER and size <= room:
+            size = sum(len(message.text) for message in publishing.messages)
+            fits = len(messages) + len(publishing.messages) <= MAX_TOGETHER and size <= room
+            if fits and splicer.can_make(*publishing.messages):
                 flying.append(publishing)
-                copies += made
+                messages += publishing.messages
                 room -= size
-        return bool(flying) and flight.begin(self, flying, copies)
+        return bool(flying) and flight.begin(self, flying, messages)
 
     def _ready(self) -> Splicer | None:
         """What sends at once; None: nothing does."""

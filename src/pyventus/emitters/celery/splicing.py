@@ -19,7 +19,7 @@ from functools import partial
 from itertools import chain, count, takewhile
 from json.encoder import encode_basestring_ascii
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqp.serialization import dumps as dumps_arguments
 from celery import Celery, signals
@@ -55,10 +55,6 @@ Kind = tuple[str, str, int | None, str, bool]
 _is_plain = re.compile(r"[0-9A-Za-z-]{36}").fullmatch
 
 
-Copy: TypeAlias = "tuple[Message, Any]"
-"""A message and the template that it is made from."""
-
-
 class NotStored(Exception):
     """Redis has answered with an error: what it did not confirm is not stored."""
 
@@ -87,15 +83,13 @@ class Splicer:
         # away, or has no processor of its own.
         self._late = self._naps = 0
 
-    def copies(self, messages: Sequence[Message]) -> list[Copy] | None:
-        """How to make messages from earlier ones, if nobody watches; None: Celery has to make one of them."""
-        copies = []
+    def can_make(self, *messages: Message) -> bool:
+        """Find for each message an earlier one to make it from; False: Celery has to make one of them."""
         for message in messages:
-            template = self._templates.get(_kind(message))
-            if template is None or not _is_common(message):
-                return None
-            copies.append((message, template))
-        return copies
+            message.template = self._templates.get(_kind(message))
+            if message.template is None or not _is_common(message):
+                return False
+        return True
 
     @contextmanager
     def recorded(self, message: Message) -> Generator[None]:
@@ -148,8 +142,8 @@ class Splicer:
     def close(self) -> None:
         """Close what it has opened, without a word to the broker."""
 
-    def request(self, copies: Sequence[Copy]) -> bytes:
-        """The bytes that have copies stored; those of several requests are answered together."""
+    def request(self, messages: Sequence[Message]) -> bytes:
+        """The bytes that have messages stored, all of which it can make; several requests are answered together."""
         raise NotImplementedError
 
     def take(self, data: bytes) -> bool:
@@ -172,11 +166,11 @@ class Splicer:
         """Of the connection that is ready."""
         raise NotImplementedError
 
-    def send(self, copies: Sequence[Copy], end: float, spins: bool = False) -> None:
-        """Send copies, and wait for the answer to all.
+    def send(self, messages: Sequence[Message], end: float, spins: bool = False) -> None:
+        """Send messages, all of which it can make, and wait for the answer to all.
 
         Args:
-            copies: what to send.
+            messages: which ones.
             end: when to give up, by ``time.monotonic()``.
             spins: look for the answer before the thread sleeps, unless several in a row came too late for that.
 
@@ -184,8 +178,8 @@ class Splicer:
             Exception: as `take`; TimeoutError: it took too long.
         """
         sock = self.socket
-        for start in range(0, len(copies), PART):
-            send_all(sock, self.request(copies[start : start + PART]), end)
+        for start in range(0, len(messages), PART):
+            send_all(sock, self.request(messages[start : start + PART]), end)
         sent_at = time.perf_counter()
         spin_until = sent_at + SPIN_SECONDS if spins and not self._naps else -math.inf
         if self.take(b""):
@@ -330,7 +324,7 @@ class RedisSplicer(Splicer):
         # A delivery tag is a random UUID, of which one is enough for a connection; then what is sent is counted.
         self._tag = new_id()[:24].encode()
         self._count = count()
-        self._pushed: list[Copy] = []
+        self._pushed: list[Message] = []
         self._replies = b""
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Entry | None:
@@ -393,21 +387,17 @@ class RedisSplicer(Splicer):
     def socket(self) -> Any:
         return self._connection._sock
 
-    def request(self, copies: Sequence[Copy]) -> bytes:
-        self._pushed += copies
-        return b"".join(
-            [
-                template.splice(message, self._tag + b"%012x" % number)
-                for (message, template), number in zip(copies, self._count, strict=False)
-            ]
-        )
+    def request(self, messages: Sequence[Message]) -> bytes:
+        self._pushed += messages
+        tagged = zip(messages, self._count, strict=False)
+        return b"".join([message.template.splice(message, self._tag + b"%012x" % number) for message, number in tagged])
 
     def take(self, data: bytes) -> bool:
         self._replies += data
         if self._replies.count(b"\r\n") < len(self._pushed):
             return False
         refusal = b""
-        for (message, _), reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
+        for message, reply in zip(self._pushed, self._replies.split(b"\r\n"), strict=False):
             if reply.startswith(b":"):
                 message.is_stored = True
             elif reply.startswith(b"-"):
@@ -486,7 +476,7 @@ class RabbitMQSplicer(Splicer):
         self._sent = 0
         self._unconfirmed: dict[int, Message] = {}
         self._returned: set[str] = set()
-        self._written: list[Copy] = []
+        self._written: list[Message] = []
         self._data = b""
 
     def _made(self, message: Message, args: tuple[Any, ...], options: dict[str, Any]) -> _Publish | None:
@@ -538,17 +528,17 @@ class RabbitMQSplicer(Splicer):
     def socket(self) -> Any:
         return self._own.connection.transport.sock
 
-    def request(self, copies: Sequence[Copy]) -> bytes:
+    def request(self, messages: Sequence[Message]) -> bytes:
         self._returned.clear()
-        self._written += copies
+        self._written += messages
         frame_max = self._own.connection.frame_max
-        return b"".join([self._frames(copy, frame_max) for copy in copies])
+        return b"".join([self._frames(message, frame_max) for message in messages])
 
     def take(self, data: bytes) -> bool:
         if data:
             # Not after what is only written: nobody would ever look for what RabbitMQ says of it.
             self._seen_at = time.monotonic()
-        for message, _ in self._written:
+        for message in self._written:
             message.is_stored = not message.confirm
         self._written = []
         self._data += data
@@ -564,20 +554,19 @@ class RabbitMQSplicer(Splicer):
         # Of a frame that is cut in two py-amqp, which reads the next one, must not get the rest.
         return not self._unconfirmed and not self._data
 
-    def send(self, copies: Sequence[Copy], end: float, spins: bool = False) -> None:
+    def send(self, messages: Sequence[Message], end: float, spins: bool = False) -> None:
         sock = self.socket
         timeout = sock.gettimeout()
-        super().send(copies, end, spins)
+        super().send(messages, end, spins)
         sock.settimeout(timeout)
 
-    def _frames(self, copy: Copy, frame_max: int) -> bytes:
-        message, template = copy
+    def _frames(self, message: Message, frame_max: int) -> bytes:
         channel = self._unconfirming
         if message.confirm:
             channel = self._own
             self._sent += 1
             self._unconfirmed[self._sent] = message
-        frames: bytes = template.frames(message, channel.channel_id, frame_max)
+        frames: bytes = message.template.frames(message, channel.channel_id, frame_max)
         return frames
 
     def _on_confirmed(self, is_stored: bool, tag: int, multiple: bool) -> None:
