@@ -43,7 +43,7 @@ fuzz: .venv/.dev ## fuzz what reads messages, SECONDS=300 for each target
 mutants: .venv/.dev ## break the source on purpose, in a copy, and see the tests fail; ARGS="part of a name"
 	@$(PY) scripts/mutants.py $(ARGS)
 
-bench: .venv/.dev ## measure ours, Celery and other task queues side by side, for ten minutes; ARGS="a section"
+bench: .venv/.dev ## measure ours, Celery and other task queues side by side, for ten minutes or more; ARGS="a section"
 	@$(PY) -m benchmarks $(ARGS)
 
 bench-quick: .venv/.dev ## measure ours and Celery, for three minutes, and print it

@@ -181,8 +181,9 @@ def _limits(samples: floors.Samples) -> list[str]:
     if stock and task and own:
         parts.append(
             f"**One emission in a worker** takes {own:.0f} µs on our transport, and a task of Celery's own that does the "
-            f"same {task:.0f} µs there, against {stock:.0f} µs on Celery's transport: {stock / task:.1f} x is as far as "
-            "what surrounds a handler in Celery lets any task get. The rest verifies, decodes, and sees to what follows."
+            f"same {task:.0f} µs there, against {stock:.0f} µs on Celery's transport: {stock / task:.2f} x is as far "
+            "as what surrounds a handler in Celery lets any task get. The rest verifies, decodes, and sees to what follows: "
+            "see the [profile](#where-the-time-goes)."
         )
     return ["### Where the limit is", *parts] if parts else []
 
