@@ -315,6 +315,11 @@ MUTANTS: dict[str, Mutant] = {
         "src/pyventus/wire/envelope.py", "    if body.translate(None, _AS_IT_IS):\n", "    if not body.isascii():\n",
         "tests/unit/wire/test_envelope.py::test_nothing_sealed_has_to_be_escaped_but_quotes_and_backslashes",
     ),
+    "believe what a serializer derives from": Mutant(
+        "src/pyventus/wire/envelope.py", 'vars(type(serializer)).get("packs_printable", False)',
+        'getattr(serializer, "packs_printable", False)',
+        "tests/unit/wire/test_envelope.py::test_what_derives_from_our_json_may_write_otherwise",
+    ),
     "reseal control characters as they came": Mutant(
         "src/pyventus/wire/envelope.py", '_code(self._body.encode("ascii")) if self._is_text else ("b", self._body)',
         '("t" if self._is_text else "b", self._body)',

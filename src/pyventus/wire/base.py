@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 from pyventus.emission import Emission
 from pyventus.errors import NotSerializable, Undecodable
@@ -37,6 +37,8 @@ class ContentSerializer(ABC):
     """A serializer of event, args and kwargs; a subclass says how these three become bytes."""
 
     name: str
+    #: Whether all that it packs is printable ASCII, which need not be looked at then.
+    packs_printable: ClassVar[bool] = False
 
     @abstractmethod
     def pack(self, content: Content) -> bytes:

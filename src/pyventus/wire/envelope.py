@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from pyventus.emission import Emission, make_emission
 from pyventus.errors import ConfigurationError, NotSerializable, Refused, Undecodable
 from pyventus.wire.base import Content, ContentSerializer, Serializer
-from pyventus.wire.json import JSONSerializer
 
 if TYPE_CHECKING:
     from pyventus.wire.keyring import Keyring
@@ -175,8 +174,9 @@ def _write_body(serializer: Serializer, emission: Emission) -> tuple[str, str]:
         raise ConfigurationError(
             f"{type(serializer).__name__}.dumps must return bytes, not {type(body).__name__}: use .encode()"
         )
-    # What our JSON writes is printable ASCII; to look again takes time.
-    return ("t", body.decode("ascii")) if type(serializer) is JSONSerializer else _code(body)
+    # A class may say it of itself; one that derives from it may write anything.
+    is_printable = vars(type(serializer)).get("packs_printable", False)
+    return ("t", body.decode("ascii")) if is_printable else _code(body)
 
 
 def _code(body: bytes) -> tuple[str, str]:

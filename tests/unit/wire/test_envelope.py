@@ -331,6 +331,19 @@ def test_nothing_sealed_has_to_be_escaped_but_quotes_and_backslashes(data: bytes
     assert opened(sealed(emission(event="other"), serializer=own), serializers={"own": own}).decode().args == (data,)
 
 
+class Indented(JSONSerializer):
+    """Writes line breaks, which what it derives from never does."""
+
+    def pack(self, content: Any) -> bytes:
+        return json.dumps(content, indent=1).encode()
+
+
+def test_what_derives_from_our_json_may_write_otherwise() -> None:
+    text = sealed(emission(kwargs={}), serializer=Indented())
+    assert text.isprintable()
+    assert opened(text, serializers={"json": Indented()}).decode() == emission(kwargs={})
+
+
 def test_what_came_with_control_characters_is_sent_again_without() -> None:
     """Another program may have sealed it."""
     own = Recording("own")

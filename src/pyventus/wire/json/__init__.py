@@ -78,6 +78,7 @@ class JSONSerializer(ContentSerializer):
     """
 
     name = "json"
+    packs_printable = True
 
     def pack(self, content: Content) -> bytes:
         try:
