@@ -107,7 +107,7 @@ def _emit(
             sender.rate(0.1)
         sides = {name: lambda sender=sender: rate(sender) for name, sender in started.items()}  # type: ignore[misc]
         # Short turns, and many: a noisy machine is seldom the same for longer.
-        bench.turns(section, sides, rounds=bench.rounds * 4)
+        bench.turns(section, sides, rounds=bench.rounds * (1 if bench.is_quick else 4))
 
 
 # -- Draining -----------------------------------------------------------------------------------------------------
