@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
+from celery.signals import setup_logging
+
 START_SECONDS = 30.0
 WAIT_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -29,6 +31,23 @@ def run_script(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextlib.contextmanager
+def logging_left_alone() -> Iterator[None]:
+    """For a worker in the test's own process.
+
+    One that set logging up would keep hold of a stream that pytest closes, and hide warnings from the tests after it.
+    """
+    setup_logging.connect(_set_nothing_up)
+    try:
+        yield
+    finally:
+        setup_logging.disconnect(_set_nothing_up)
+
+
+def _set_nothing_up(**_: object) -> None:
+    """As a receiver of the signal in place of which Celery sets logging up."""
 
 
 class Process:

@@ -23,12 +23,12 @@ from types import ModuleType
 
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from celery.signals import setup_logging
 from kombu.asynchronous import set_event_loop
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from pyventus.emitters.celery.worker import emission_tasks, handlers_queues
+from tests.workers import logging_left_alone
 
 ROOT = Path(__file__).parents[2]
 PATHS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(ROOT.glob("docs/**/*.md"))
@@ -73,11 +73,10 @@ class Reader:
         sys.modules[self.module.__name__] = self.module
         sys.path.insert(0, str(self.folder))
         importlib.invalidate_caches()
-        setup_logging.connect(_leave_logging_alone)
         try:
-            yield
+            with logging_left_alone():
+                yield
         finally:
-            setup_logging.disconnect(_leave_logging_alone)
             sys.path.remove(str(self.folder))
             for name in set(sys.modules) - before:
                 if name == self.module.__name__ or self._is_ours(sys.modules[name]):
@@ -141,7 +140,3 @@ class Reader:
         modules = [self.module, *(module for module in list(sys.modules.values()) if self._is_ours(module))]
         found = [value for module in modules for value in vars(module).values() if isinstance(value, Celery)]
         return list(dict.fromkeys(found))
-
-
-def _leave_logging_alone(**_: object) -> None:
-    """As a receiver of Celery's signal: a worker that set logging up would keep hold of a stream that pytest closes."""

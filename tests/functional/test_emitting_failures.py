@@ -79,7 +79,9 @@ def failing_emit(emitter: CeleryEventEmitter, how: str) -> EmitError:
 
 
 async def aemit_beside_ticks(emitter: CeleryEventEmitter) -> None:
-    ticks = 0
+    """Emit in a loop that does something else as well, as often as a thread does that nothing but the machine stops."""
+    ticks = beats = 0
+    ended = threading.Event()
 
     async def tick() -> None:
         nonlocal ticks
@@ -87,14 +89,20 @@ async def aemit_beside_ticks(emitter: CeleryEventEmitter) -> None:
             await asyncio.sleep(0.01)
             ticks += 1
 
-    ticking = asyncio.create_task(tick())
-    started = time.monotonic()
+    def beat() -> None:
+        nonlocal beats
+        while not ended.wait(0.01):
+            beats += 1
+
+    ticking, beating = asyncio.create_task(tick()), threading.Thread(target=beat)
+    beating.start()
     try:
         await emitter.aemit("Event", 1, a=2)
     finally:
         ticking.cancel()
-        # Nothing at all in a loop that was blocked; half a second of them at the least in one that was not.
-        assert ticks > 20 * (time.monotonic() - started) - 10
+        ended.set()
+        beating.join()
+        assert ticks > beats / 4 - 2, "the loop was blocked"
 
 
 @contextlib.contextmanager

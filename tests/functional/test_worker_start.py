@@ -16,7 +16,7 @@ from celery.contrib.testing.worker import start_worker
 
 from tests.brokers import Valkey
 from tests.functional.apps.support import SECRETS, new_emitter, service
-from tests.workers import Process
+from tests.workers import Process, logging_left_alone
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_what_is_loaded_is_left_alone_by_the_garbage_collector(pool: str, broker
 def test_a_worker_in_a_process_of_others_leaves_their_garbage_alone(broker: Valkey) -> None:
     before = gc.get_freeze_count()
     emitter = new_emitter(broker.url, "embedded")
-    with start_worker(emitter._queues[0].app, pool="solo", perform_ping_check=False):
+    with logging_left_alone(), start_worker(emitter._queues[0].app, pool="solo", perform_ping_check=False):
         assert gc.get_freeze_count() == before
 
 
