@@ -27,7 +27,7 @@ from kombu import Connection, Exchange, Queue
 from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
-from pyventus.emitters.celery.redis_transport.scripts import FETCH
+from pyventus.emitters.celery.redis_transport.scripts import FETCH, Execute
 from tests.brokers import FreezableProxy, Valkey, refused_port
 from tests.functional.apps.support import wait_until
 from tests.functional.test_emitting_in_loops import emit_at_once
@@ -487,11 +487,16 @@ def corpse(client: redis.Redis, queue_name: str) -> str:
     """A session that has died with two messages in flight, and one in the landing list of its queue."""
     message = {"body": "x", "headers": {}, "properties": {"delivery_info": {"exchange": "", "routing_key": queue_name}}}
     client.hset(KEYS.sessions, "corpse", json.dumps([queue_name]))
-    for id in ("9", "10"):
-        entry = json.dumps({**message, "body": id})
-        client.hset(KEYS.in_flight("corpse"), id, f"{len(queue_name)}:{queue_name}{entry}")
+    for number in (9, 10):
+        entry = json.dumps({**message, "body": str(number)})
+        client.hset(KEYS.in_flight("corpse"), places.id_of(number, queue_name), entry)
     client.lpush(KEYS.landing(queue_name), json.dumps({**message, "body": "landed"}))
     return "corpse"
+
+
+def restore(execute: Execute, corpse: str, queue_name: str) -> int:
+    """Put back what the dead session has in flight."""
+    return upkeep.restore(execute, KEYS, corpse, [places.id_of(number, queue_name) for number in (9, 10)], is_dead=True)
 
 
 def look(client: redis.Redis, interval: float = 0.2) -> None:
@@ -512,7 +517,7 @@ def test_what_the_dead_had_is_delivered_again(client: redis.Redis, queue_name: s
 def test_who_lives_again_keeps_its_messages(client: redis.Redis, queue_name: str, corpse: str) -> None:
     """It says so between the moment at which it was found dead and that at which its messages are moved."""
     client.set(KEYS.alive(corpse), "")
-    assert upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True) == 0
+    assert restore(client.execute_command, corpse, queue_name) == 0
     assert client.llen(queue_name) == 0
     assert client.hlen(KEYS.in_flight(corpse)) == 2
 
@@ -531,9 +536,9 @@ def test_a_restorer_that_dies_has_lost_and_doubled_nothing(
         return client.execute_command(*command)
 
     with pytest.raises(KeyboardInterrupt):
-        upkeep.restore(dies, KEYS, corpse, ["9", "10"], is_dead=True)
-    upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
-    upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
+        restore(dies, corpse, queue_name)
+    restore(client.execute_command, corpse, queue_name)
+    restore(client.execute_command, corpse, queue_name)
     assert [json.loads(entry)["body"] for entry in client.lrange(queue_name, 0, -1)] == ["10", "9"]
 
 
@@ -544,10 +549,10 @@ def test_two_restorers_move_each_message_once(client: redis.Redis, queue_name: s
     def slow(*command: Any) -> Any:
         nonlocal others
         if command[0] == "EVALSHA" and not others:
-            others = upkeep.restore(client.execute_command, KEYS, corpse, ["9", "10"], is_dead=True)
+            others = restore(client.execute_command, corpse, queue_name)
         return client.execute_command(*command)
 
-    assert upkeep.restore(slow, KEYS, corpse, ["9", "10"], is_dead=True) == 0
+    assert restore(slow, corpse, queue_name) == 0
     assert others == client.llen(queue_name) == 2
 
 

@@ -22,7 +22,7 @@ from kombu.transport import virtual
 from redis import Redis
 
 from pyventus.emitters.celery.plain_json import loads
-from pyventus.emitters.celery.redis_transport.keys import Keys
+from pyventus.emitters.celery.redis_transport.keys import Keys, id_of
 from pyventus.emitters.celery.redis_transport.link import Link
 from pyventus.emitters.celery.redis_transport.scripts import FETCH, PARK
 from pyventus.emitters.celery.redis_transport.session import REPORT_SECONDS, Session
@@ -277,16 +277,16 @@ class Channel(stock.Channel):
 
     def _fetch(self, room: int) -> None:
         session, order = self.session, self._ordered()
-        acked, first = session.acked(), session.next_ids(room)
+        acked, first = session.acked(), session.next_numbers(room)
         keys = [session.in_flight, self.keys.sessions, *self.keys.pairs(queue for _, queue in order)]
         found = FETCH(self.link, keys, session.id, first, room, *acked)
         session.forget(acked)
         if found is None:  # It was taken for dead, or Redis was emptied.
             session.beat(self.link)
             return
-        for id, (number, content) in enumerate(_entries(found), first):
-            name, queue = order[number]
-            self._fetched.append(Entry(str(id), name, queue, content))
+        for number, (place, content) in enumerate(_entries(found), first):
+            name, queue = order[place]
+            self._fetched.append(Entry(id_of(number, queue), name, queue, content))
         self._is_empty = len(self._fetched) < room
         if self._fetched:
             self._queue_cycle.rotate(self._fetched[-1].name)
@@ -341,11 +341,11 @@ class Channel(stock.Channel):
             return super().basic_get(queue, no_ack=True, **options)
         lists = self._lists(queue)
         self.session.watch(self.link, lists)
-        first = self.session.next_ids(1)
+        number = self.session.next_numbers(1)
         keys = [self.session.in_flight, self.keys.sessions, *self.keys.pairs(lists)]
-        found = FETCH(self.link, keys, self.session.id, first, 1)
-        for number, content in _entries(found or (b"", b"")):
-            return self._got(Entry(str(first), queue, lists[number], content))
+        found = FETCH(self.link, keys, self.session.id, number, 1)
+        for place, content in _entries(found or (b"", [])):
+            return self._got(Entry(id_of(number, lists[place]), queue, lists[place], content))
         return None
 
     def _got(self, entry: Entry) -> Any:
@@ -427,13 +427,10 @@ class Channel(stock.Channel):
         self._own_session = None
 
 
-def _entries(found: tuple[bytes, bytes]) -> Iterator[tuple[int, bytes]]:
-    """The number of the queue of each entry that the script has fetched, and its bytes."""
-    numbers, joined = [int(number) for number in found[0].split()], found[1]
-    start = 0
-    for number, length in zip(numbers[::2], numbers[1::2], strict=True):
-        yield number, joined[start : start + length]
-        start += length
+def _entries(found: tuple[bytes, list[bytes]]) -> Iterator[tuple[int, bytes]]:
+    """The place of the queue of each entry that the script has fetched, and its bytes."""
+    places, entries = found
+    return zip(map(int, places.split()), entries, strict=True)
 
 
 def _parse(content: bytes) -> Any:

@@ -50,10 +50,19 @@ class Keys:
         return [key for queue in queues for key in (self.landing(queue), queue)]
 
 
-def split(stored: bytes) -> tuple[bytes, bytes]:
-    """The queue and the bytes of an entry in flight, which the fetch has joined."""
-    length, _, rest = stored.partition(b":")
-    return rest[: int(length)], rest[int(length) :]
+def id_of(number: int, queue: str) -> str:
+    """The id of an entry in flight, which tells where it belongs; the fetch makes the same."""
+    return f"{number}:{queue}"
+
+
+def number_of(id: str) -> int:
+    """Of two entries of a worker the one that came first has the lower one."""
+    return int(id.partition(":")[0])
+
+
+def queue_of(id: str) -> str:
+    """The list that an entry in flight was taken from."""
+    return id.partition(":")[2]
 
 
 def as_redelivered(entry: bytes) -> bytes:

@@ -52,7 +52,7 @@ class Session:
         self._interval = dead_after / 3
         self._pid = os.getpid()
         self._queues: list[str] = []
-        self._last_id = 0
+        self._last_number = 0
         # Dicts in the place of sets, and no lock: each step is one operation, which Python does as a whole, and a lock
         # of gevent's is not made for greenlets and native threads together.
         self._acked: dict[str, None] = {}
@@ -92,10 +92,10 @@ class Session:
             )  # fmt: skip
         self._is_registered = True
 
-    def next_ids(self, count: int) -> int:
-        """The first of so many ids that were never given before, whatever became of those."""
-        first = self._last_id + 1
-        self._last_id += count
+    def next_numbers(self, count: int) -> int:
+        """The first of so many numbers that no entry was given before, whatever became of those."""
+        first = self._last_number + 1
+        self._last_number += count
         return first
 
     def add_request(self, request: Any) -> None:

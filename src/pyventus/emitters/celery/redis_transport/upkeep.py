@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection
 from itertools import chain
 
-from pyventus.emitters.celery.redis_transport.keys import Keys, as_redelivered, split
+from pyventus.emitters.celery.redis_transport.keys import Keys, as_redelivered, number_of, queue_of
 from pyventus.emitters.celery.redis_transport.scripts import BURY, DEAD, PROMOTE, RESTORE, Execute
 
 logger = logging.getLogger("pyventus")
@@ -58,11 +58,11 @@ def restore(
     """
     places = [keys.in_flight(session), *([keys.alive(session)] if is_dead else [])]
     restored = 0
-    newest_first = sorted(ids, key=int, reverse=True)
+    newest_first = sorted(ids, key=number_of, reverse=True)
     for start in range(0, len(newest_first), PAGE):
         page = newest_first[start : start + PAGE]
         found = execute("HMGET", places[0], *page)
-        moves = [(id, *split(stored)) for id, stored in zip(page, found, strict=True) if stored is not None]
-        marked = [(id, queue, as_redelivered(entry)) for id, queue, entry in moves]
-        restored += RESTORE(execute, places, push, *chain.from_iterable(marked))
+        there = [(id, entry) for id, entry in zip(page, found, strict=True) if entry is not None]
+        moves = [(id, queue_of(id), as_redelivered(entry)) for id, entry in there]
+        restored += RESTORE(execute, places, push, *chain.from_iterable(moves))
     return restored
