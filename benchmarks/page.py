@@ -159,13 +159,13 @@ def _limits(samples: floors.Samples) -> list[str]:
             "Redis take it."
         )
     if {"emit", "bytes alone, confirmed", "send_task, confirmed"} <= set(rabbitmq):
-        alone = rabbitmq["bytes alone, confirmed"]
+        alone, stock = rabbitmq["bytes alone, confirmed"], rabbitmq["send_task, confirmed"]
         parts.append(
             f"**One emit on RabbitMQ**, confirmed, takes {rabbitmq['emit']:.0f} µs. Where the bytes of such a message are there "
-            f"already, are written and waited for, it is {alone:.0f} µs, and "
-            f"{rabbitmq['send_task, confirmed'] / alone:.2f} x of `send_task` as far as RabbitMQ lets anybody get who waits for each: it "
-            f"writes each message to its disk before it confirms it. py-amqp, which builds nothing else, takes "
-            f"{rabbitmq['bare, confirmed']:.0f} µs."
+            f"already, are written and waited for, it is {alone:.0f} µs, and {stock / alone:.2f} x of `send_task` as far as "
+            "RabbitMQ lets anybody get who waits for each: it writes each message to its disk before it confirms it. At "
+            f"{floors.CONFIRMED} x all that an emit makes itself would have {stock / floors.CONFIRMED - alone:.0f} µs, in a process that has slept until the "
+            f"answer came. py-amqp, which builds nothing else, takes {rabbitmq['bare, confirmed']:.0f} µs."
         )
     if {"emit_many", "a thousand's bytes alone, confirmed", "send_task, confirmed"} <= set(rabbitmq):
         alone = rabbitmq["a thousand's bytes alone, confirmed"]
@@ -241,7 +241,7 @@ def _memory(samples: floors.Samples) -> list[str]:
     longer = samples.get("memory for longer", {}).get("worker process", [])
     return [
         "## Memory",
-        "Kilobytes held by a process that emits, and by a solo worker that runs the handlers, after so many emissions: of three "
+        "Kilobytes held by a process that emits, and by a solo worker that runs the handlers, after so many emissions: of five "
         "of each, the one whose memory grows neither the least nor the most.",
         _table(("", *steps), rows),
         *([_for_longer(longer)] if longer else []),

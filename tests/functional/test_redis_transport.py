@@ -28,6 +28,7 @@ from pyventus.emitters.celery import CeleryEventEmitter
 from pyventus.emitters.celery.redis_transport import keys as places
 from pyventus.emitters.celery.redis_transport import upkeep
 from pyventus.emitters.celery.redis_transport.scripts import FETCH, Execute
+from pyventus.emitters.celery.request import EmissionRequest
 from tests.brokers import FreezableProxy, Valkey, refused_port
 from tests.functional.apps.support import wait_until
 from tests.functional.test_emitting_in_loops import emit_at_once
@@ -477,6 +478,21 @@ def test_what_a_stock_producer_sends_early_is_put_away(
     assert texts(got) == ["near"]
     assert client.zcard(KEYS.delayed(queue_name)) == 1
     assert in_flight(client) == 1
+
+
+def test_what_is_acknowledged_lets_its_content_go(connection: Connection, client: redis.Redis, queue_name: str) -> None:
+    """The loop has yet to acknowledge it, which needs nothing of that."""
+    app = Celery(set_as_current=False)
+    task = app.task(texts, name="texts")
+    channel = connection.channel()
+    channel.queue_declare(queue_name)
+    body, headers = [["text"], {}, {}], {"id": uuid4().hex, "task": task.name}
+    connection.Producer().publish(body, routing_key=queue_name, headers=headers)
+    message = channel.basic_get(queue_name)
+    request = EmissionRequest(message, app=app, task=task, on_ack=lambda *_: message.ack())
+    request.acknowledge()
+    assert (message.body, message.headers, message._raw) == (None, {}, None)
+    wait_until(lambda: is_quiet(client, queue_name), "it is acknowledged")
 
 
 # -- The dead and the frozen --------------------------------------------------------------------------------------

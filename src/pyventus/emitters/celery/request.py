@@ -88,10 +88,18 @@ class EmissionRequest(Request):
             self.reject(requeue=True)
         else:
             super().acknowledge()
+            if getattr(self.message.channel, "restores_from_broker", False):
+                _empty(self.message)
 
     def info(self, safe: bool = False) -> Any:
         """What remote control shows: never the arguments."""
         return super().info(safe=True)
+
+
+def _empty(message: Any) -> None:
+    """Let go of what a message holds: it waits for the loop to acknowledge it, and as many with it as were fetched."""
+    message._raw = message._decoded_cache = message.body = None
+    message.headers = {}
 
 
 def check_message(message: Any) -> None:

@@ -94,6 +94,8 @@ class Channel(stock.Channel):
     QoS = QoS
     #: For those who send: what is delayed need not be sent on in parts.
     holds_delays = True
+    #: For those who receive: what comes back is never made from a message that was delivered.
+    restores_from_broker = True
     visibility_timeout = None
     #: Seconds without a heartbeat after which a worker counts as dead.
     dead_after = 10.0
