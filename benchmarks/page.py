@@ -160,12 +160,15 @@ def _limits(samples: floors.Samples) -> list[str]:
         )
     if {"emit", "bytes alone, confirmed", "send_task, confirmed"} <= set(rabbitmq):
         alone, stock = rabbitmq["bytes alone, confirmed"], rabbitmq["send_task, confirmed"]
+        unconfirmed = rabbitmq.get("emit, unconfirmed", math.nan)
         parts.append(
             f"**One emit on RabbitMQ**, confirmed, takes {rabbitmq['emit']:.0f} µs. Where the bytes of such a message are there "
             f"already, are written and waited for, it is {alone:.0f} µs, and {stock / alone:.2f} x of `send_task` as far as "
             "RabbitMQ lets anybody get who waits for each: it writes each message to its disk before it confirms it. At "
-            f"{floors.CONFIRMED} x all that an emit makes itself would have {stock / floors.CONFIRMED - alone:.0f} µs, in a process that has slept until the "
-            f"answer came. py-amqp, which builds nothing else, takes {rabbitmq['bare, confirmed']:.0f} µs."
+            f"{floors.CONFIRMED} x all that an emit makes itself would have {stock / floors.CONFIRMED - alone:.0f} µs, in a process "
+            f"that has slept until the answer came; in one that never sleeps, as without confirmation, it takes {unconfirmed:.0f} "
+            f"µs. py-amqp, which builds nothing else, takes {rabbitmq['bare, confirmed']:.0f} µs, "
+            f"{stock / rabbitmq['bare, confirmed']:.2f} x."
         )
     if {"emit_many", "a thousand's bytes alone, confirmed", "send_task, confirmed"} <= set(rabbitmq):
         alone = rabbitmq["a thousand's bytes alone, confirmed"]
