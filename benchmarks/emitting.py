@@ -1,6 +1,7 @@
 """A process that sends messages in one way, for as long as it is told: ``python -m benchmarks.emitting emit``.
 
-For each line on its standard input, a number of seconds, it answers how many it has sent, and in how many seconds.
+For each line on its standard input, a number of seconds, it answers how many it has sent, in how many seconds, and how
+many of them it has kept processors busy.
 """
 
 from __future__ import annotations
@@ -189,11 +190,11 @@ WAYS: dict[str, Callable[[], Send]] = {
 }
 
 
-def send_for(seconds: float, send: Send) -> tuple[int, float]:
-    start, sent = time.perf_counter(), 0
+def send_for(seconds: float, send: Send) -> tuple[int, float, float]:
+    start, busy, sent = time.perf_counter(), time.process_time(), 0
     while (passed := time.perf_counter() - start) < seconds:
         sent += send()
-    return sent, passed
+    return sent, passed, time.process_time() - busy
 
 
 def exactly() -> None:

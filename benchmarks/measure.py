@@ -91,7 +91,7 @@ class Sender:
 
     def rate(self, seconds: float) -> float:
         """Messages per second."""
-        sent, passed = self.ask(str(seconds))
+        sent, passed, _ = self.ask(str(seconds))
         return sent / passed
 
     def close(self) -> None:

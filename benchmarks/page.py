@@ -14,6 +14,7 @@ from benchmarks.floors import Reached, reach
 from benchmarks.measure import ROOT, Rounds, median
 from benchmarks.peers import IN_PROCESS, PEERS
 from benchmarks.plots import Bar, bars, lines, number
+from pyventus.emitters.celery.splicing import RabbitMQSplicer, RedisSplicer
 
 RESULTS = ROOT / "docs" / "performance.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -26,7 +27,8 @@ SECTIONS = (
         "One process sends 600-byte messages in one way, as fast as it can. `send_task` carries the same bytes, and `bare` "
         "is redis-py's `LPUSH` of the very message that `emit` stores, without building it. *Sealed only*: emissions as "
         "they are before a broker sees them. *In threads*: 32 threads share one emitter or app. On an event loop `aemit`, and "
-        "`send_task` by `asyncio.to_thread`: one call after the other, or *at once*, in 100 coroutines.",
+        "`send_task` by `asyncio.to_thread`: one call after the other, or *at once*, in 100 coroutines. Processor time is "
+        "that of the emitting process.",
     ),
     (
         "emit on rabbitmq", "Emitting on RabbitMQ", "messages per second, more is better",
@@ -109,7 +111,7 @@ def page(results: dict[str, Any]) -> str:
         *_floors(reach(samples)),
         *_limits(samples),
         _not_built(results["built"]),
-        *(part for section in SECTIONS if section[0] in samples for part in _section(samples[section[0]], *section)),
+        *(part for section in SECTIONS if section[0] in samples for part in _section(samples, *section)),
         *_memory(samples),
         *_growth(samples),
         *_profiles(results.get("profiles", {})),
@@ -150,7 +152,8 @@ def _limits(samples: floors.Samples) -> list[str]:
         parts.append(
             f"**One emit on Redis** takes {redis['emit']:.0f} µs here, and a bare `LPUSH` by redis-py of bytes that are "
             f"there already {redis['bare']:.0f} µs, {stock / redis['bare']:.1f} x of `send_task`. Our own exchange with "
-            "Redis takes less than redis-py's, also because the thread looks for the answer for 50 µs before it sleeps; "
+            "Redis takes less than redis-py's, also because the thread looks for the answer for up to "
+            f"{RedisSplicer.spin_seconds * 1e6:g} µs before it sleeps; "
             "beyond it an emit spends its time on the emission, its arguments as JSON, "
             "the signature and the message: see the [profile](#where-the-time-goes). **Of many** each takes "
             f"{redis['emit_many']:.0f} µs. A thousand share one exchange, but each is sealed by itself: of what is given "
@@ -163,12 +166,13 @@ def _limits(samples: floors.Samples) -> list[str]:
         unconfirmed = rabbitmq.get("emit, unconfirmed", math.nan)
         parts.append(
             f"**One emit on RabbitMQ**, confirmed, takes {rabbitmq['emit']:.0f} µs. Where the bytes of such a message are there "
-            f"already, are written and waited for, it is {alone:.0f} µs, and {stock / alone:.2f} x of `send_task` as far as "
-            "RabbitMQ lets anybody get who waits for each: it writes each message to its disk before it confirms it. At "
-            f"{floors.CONFIRMED} x all that an emit makes itself would have {stock / floors.CONFIRMED - alone:.0f} µs, in a process "
-            f"that has slept until the answer came; in one that never sleeps, as without confirmation, it takes {unconfirmed:.0f} "
-            f"µs. py-amqp, which builds nothing else, takes {rabbitmq['bare, confirmed']:.0f} µs, "
-            f"{stock / rabbitmq['bare, confirmed']:.2f} x."
+            f"already, are written, and waited for by a thread that sleeps, it is {alone:.0f} µs: {stock / alone:.2f} x of "
+            "`send_task`, about as far as RabbitMQ lets anybody get who waits for each, as it writes each to its disk before "
+            "it confirms it. py-amqp, which builds nothing but a message without Celery's headers, takes "
+            f"{rabbitmq['bare, confirmed']:.0f} µs. All that an emit makes itself takes {unconfirmed:.0f} µs in a process that "
+            "never sleeps, as without confirmation, and about twice that with caches that have gone cold meanwhile. So it "
+            f"looks for the answer for up to {RabbitMQSplicer.spin_seconds * 1e3:g} ms before it sleeps, as long as nobody else "
+            f"has a use for the processor.{_busy(samples)}"
         )
     if {"emit_many", "a thousand's bytes alone, confirmed", "send_task, confirmed"} <= set(rabbitmq):
         alone = rabbitmq["a thousand's bytes alone, confirmed"]
@@ -191,6 +195,17 @@ def _limits(samples: floors.Samples) -> list[str]:
     return ["### Where the limit is", *parts] if parts else []
 
 
+def _busy(samples: floors.Samples) -> str:
+    busy = samples.get("emit on rabbitmq: processor", {})
+    if not busy:
+        return ""
+    ours, stock = (median(busy[side]) for side in ("emit", "send_task, confirmed"))
+    return (
+        f" Where there is one to spare an emit so keeps it busy for {ours:.0f} µs, most of which it spends looking; a "
+        f"`send_task` for {stock:.0f} µs."
+    )
+
+
 def _microseconds(rates: Rounds) -> dict[str, float]:
     return {side: 1e6 / median(values) for side, values in rates.items()}
 
@@ -203,13 +218,19 @@ def _not_built(built: dict[str, bool]) -> str:
 # -- Sections ---------------------------------------------------------------------------------------------------------
 
 
-def _section(rounds: Rounds, section: str, heading: str, unit: str, said: str) -> list[str]:
+def _section(samples: floors.Samples, section: str, heading: str, unit: str, said: str) -> list[str]:
     is_latency = section == "latency"
-    head = (unit.partition(",")[0], "99th percentile" if is_latency else "least and most of the rounds")
-    rows = [
+    head: tuple[str, ...] = (
+        unit.partition(",")[0], "99th percentile" if is_latency else "least and most of the rounds",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = [
         (name, number(median(values)), number(floors.percentile(values, 0.99)) if is_latency else _spread(values))
-        for name, values in _sorted(rounds, "less" in unit)
+        for name, values in _sorted(samples[section], "less" in unit)
     ]
+    busy = samples.get(f"{section}: processor")
+    if busy:
+        head = (*head, "µs of processor time for each")
+        rows = [(*row, number(median(busy[row[0]]))) for row in rows]
     return [
         f"## {heading}",
         said,
@@ -310,7 +331,7 @@ def _profiles(profiles: dict[str, Any]) -> list[str]:
     return [
         "## Where the time goes",
         "Measured with cProfile, which makes calls of Python functions dearer than they are: look at the order. Waiting is "
-        "left out, and so are the 50 µs at the most for which a thread looks for an answer before it sleeps.",
+        "left out, and so is the time for which a thread looks for an answer before it sleeps.",
         *parts,
     ]
 

@@ -35,7 +35,10 @@ NAPS = 500
 OTHERS_MESSAGES = 5_000
 FEWER = {"rq": 2_000}
 # What comes close to what it has to reach is measured in more rounds.
-CLOSE = ("celery, solo", "a task of Celery, own transport, solo", "pyventus, own transport, solo")
+CLOSE = {
+    "emit on rabbitmq": ("emit", "send_task, confirmed", "bytes alone, confirmed", "emit_many"),
+    "drain": ("celery, solo", "a task of Celery, own transport, solo", "pyventus, own transport, solo"),
+}
 
 
 # -- Emitting -----------------------------------------------------------------------------------------------------
@@ -100,16 +103,24 @@ def _emit(
 ) -> None:
     with senders(commands) as started:
 
-        def rate(sender: Sender) -> float:
-            value = sender.rate(0.25)
+        def rate(name: str, sender: Sender) -> float:
+            sent, passed, busy = sender.ask("0.25")
             empty()
-            return value
+            bench.add(f"{section}: processor", name, 1e6 * busy / sent)
+            return sent / passed
 
         for sender in started.values():
             sender.rate(0.1)
-        sides = {name: lambda sender=sender: rate(sender) for name, sender in started.items()}  # type: ignore[misc]
+        sides = {name: lambda name=name, sender=sender: rate(name, sender) for name, sender in started.items()}  # type: ignore[misc]
         # Short turns, and many: a noisy machine is seldom the same for longer.
         bench.turns(section, sides, rounds=bench.rounds * (1 if bench.is_quick else 4))
+        _turns_of_close(bench, section, sides, rounds=bench.rounds * 4)
+
+
+def _turns_of_close(bench: Bench, section: str, sides: Mapping[str, Callable[[], float]], rounds: int) -> None:
+    close = {name: side for name, side in sides.items() if name in CLOSE.get(section, ())}
+    if close and not bench.is_quick:
+        bench.turns(section, close, rounds)
 
 
 # -- Draining -----------------------------------------------------------------------------------------------------
@@ -210,9 +221,7 @@ def _drain(bench: Bench, section: str, workers: Mapping[str, Worker], value: Cal
 
     sides = {name: lambda name=name, worker=worker: turn(name, worker) for name, worker in workers.items()}  # type: ignore[misc]
     bench.turns(section, sides, rounds=2 if bench.is_quick else 3)
-    close = {name: side for name, side in sides.items() if name in CLOSE}
-    if close and not bench.is_quick:
-        bench.turns(section, close, rounds=4)
+    _turns_of_close(bench, section, sides, rounds=4)
     bench.redis.flushdb()
 
 

@@ -300,12 +300,16 @@ MUTANTS: dict[str, Mutant] = {
         "tests/functional/test_emitting_in_loops.py::test_what_would_hold_the_loop_up_is_left_to_others",
     ),
     "look for an answer that is far away each time": Mutant(
-        f"{CELERY}/splicing.py", "if spins and not self._naps else", "if spins else",
+        f"{CELERY}/splicing.py", "        if self._naps:\n", "        if False:\n",
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
     ),
     "never look again for an answer that came late once": Mutant(
-        f"{CELERY}/splicing.py", "            self._late = self._naps = 0\n", "            pass\n",
+        f"{CELERY}/splicing.py", "            self._late = 0\n", "            pass\n",
         "tests/unit/test_sockets.py::test_an_answer_is_looked_for_as_long_as_it_comes_soon",
+    ),
+    "look on while somebody else needs the processor": Mutant(
+        f"{CELERY}/sockets.py", "if now - before > CROWDED_SECONDS:", "if False:",
+        "tests/unit/test_sockets.py::test_looking_ends_where_somebody_else_has_a_use_for_the_processor",
     ),
     "send only what fits at once": Mutant(
         f"{CELERY}/sockets.py", "    while sent < len(data):\n", "    while False:\n",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import os
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +14,11 @@ T = TypeVar("T")
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # Seconds by which a wait may end too early or too late.
 TOLERANCE = 0.01
+# To be woken takes about so long.
+WAKE_SECONDS = 50e-6
+# Who looks for longer offers the processor to others meanwhile, and is in somebody's way if back later than that.
+CROWDED_SECONDS = 100e-6
+_offer_processor: Callable[[], object] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
 def send_all(sock: Any, data: bytes, end: float) -> None:
@@ -29,28 +35,40 @@ def send_all(sock: Any, data: bytes, end: float) -> None:
         sent += sock.send(memoryview(data)[sent:])
 
 
-def receive(sock: Any, most: int, end: float, spin_until: float = -math.inf) -> bytes:
+def receive(sock: Any, most: int, end: float) -> bytes:
     """Some bytes, at the most so many, as soon as there are any.
-
-    Args:
-        sock: from which.
-        most: how many.
-        end: as of `send_all`.
-        spin_until: until when to look again and again before the thread is put to sleep, by ``time.perf_counter()``,
-            which on Windows is the finer clock.
 
     Raises:
         OSError: as `send_all`, or the peer has closed the connection.
     """
-    data: bytes | None = None
-    while data is None and time.perf_counter() < spin_until:
+    _set_timeout(sock, end)
+    return _some(sock.recv(most))
+
+
+def look(sock: Any, most: int, until: float) -> bytes | None:
+    """The same if they come soon, for which the thread is not put to sleep; None: there are none yet.
+
+    Args:
+        sock: from which.
+        most: how many.
+        until: when to look no more, by ``time.perf_counter()``, which on Windows is the finer clock; it ends earlier if
+            somebody else has a use for the processor.
+
+    Raises:
+        OSError: as `receive`.
+    """
+    now = time.perf_counter()
+    offers = until - now > WAKE_SECONDS
+    while now < until:
         data = _try(sock, sock.recv, most)
-    if data is None:
-        _set_timeout(sock, end)
-        data = sock.recv(most)
-    if not data:
-        raise ConnectionError("the broker closed the connection")
-    return data
+        if data is not None:
+            return _some(data)
+        if offers:
+            _offer_processor()
+        before, now = now, time.perf_counter()
+        if now - before > CROWDED_SECONDS:
+            break
+    return None
 
 
 def is_quiet(sock: Any) -> bool:
@@ -70,6 +88,12 @@ def is_quiet(sock: Any) -> bool:
 def is_past(end: float) -> bool:
     """Whether a wait that had to end then may have."""
     return time.monotonic() > end - TOLERANCE
+
+
+def _some(data: bytes) -> bytes:
+    if not data:
+        raise ConnectionError("the broker closed the connection")
+    return data
 
 
 def _check(end: float) -> float:
