@@ -504,8 +504,9 @@ def test_a_refused_message_leaves_no_other_waiting(
                 CeleryEventEmitter(CeleryEventEmitter.Queue(app, name), timeout=8) for name in (queue_name, other_name)
             )
             to_full.emit("Event")
-            proxy.freeze()
             senders_of_app = to_full._queues[0].publisher._senders
+            eventually(lambda: senders_of_app._idle, "the sender is at rest, and does not take both together")
+            proxy.freeze()
             errors: list[BaseException | None] = []
             threads = [
                 threading.Thread(target=lambda each=each: errors.extend(in_threads(1, lambda _: each.emit("Event"))))
