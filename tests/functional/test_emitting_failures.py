@@ -458,6 +458,27 @@ def test_who_waits_longer_is_served_by_another_connection(
         assert client.llen(queue_name) == 3
 
 
+def test_an_exception_of_a_signal_handler_as_it_wakes_a_sender(
+    valkey: Valkey, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often: none is left neither idle nor told, or each emit would then find all of them busy."""
+    emitter = emitter_to(valkey.url, queue_name, timeout=8)
+    delayed = emitter.with_options(delay=60)  # Which no thread but a sender's own sends.
+    emitter.emit("Event")
+    senders_of_app = emitter._queues[0].publisher._senders
+    for _ in range(publisher.MAX_SENDERS):
+        eventually(lambda: senders_of_app._idle, "a sender is at rest")
+        with monkeypatch.context() as patch:
+            patch.setattr(senders_of_app._idle[-1].changed, "notify", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                delayed.emit("Event")
+        delayed.emit("Event")
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
 # -- What the broker refuses or forgets ---------------------------------------------------------------------------
 
 

@@ -419,7 +419,9 @@ class _Senders:
         # What a loop has may have failed with the others, and the loop not know yet.
         limit = MAX_SENDERS if self._failed_at is None else 1 + self._flying()
         if self._idle:
-            self._idle.pop().changed.notify()
+            # In this order none is left neither idle nor told, wherever the thread is interrupted.
+            self._idle[-1].changed.notify()
+            self._idle.pop()
         elif len(self._senders) < limit:
             if not self._senders and self._is_patched:
                 # Imports what all senders need. They would at once, and the locks of imports are gevent's.
