@@ -311,6 +311,16 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "if now - before > CROWDED_SECONDS:", "if False:",
         "tests/unit/test_sockets.py::test_looking_ends_where_somebody_else_has_a_use_for_the_processor",
     ),
+    "look on what is rationed": Mutant(
+        f"{CELERY}/sockets.py", "return not file.read_text()", "return False and not file.read_text()",
+        "tests/unit/test_sockets.py::test_a_limit_of_processor_time_is_found",
+    ),
+    "forget a sender whose waking is interrupted": Mutant(
+        f"{CELERY}/publisher.py",
+        "            self._idle[-1].changed.notify()\n            self._idle.pop()\n",
+        "            self._idle.pop().changed.notify()\n",
+        "tests/functional/test_emitting_failures.py::test_an_exception_of_a_signal_handler_as_it_wakes_a_sender",
+    ),
     "send only what fits at once": Mutant(
         f"{CELERY}/sockets.py", "    while sent < len(data):\n", "    while False:\n",
         "tests/unit/test_sockets.py::test_what_does_not_fit_at_once_is_sent_all_the_same",

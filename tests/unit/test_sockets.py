@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from pyventus.emitters.celery.publisher import Message
-from pyventus.emitters.celery.sockets import is_quiet, look, receive, send_all
+from pyventus.emitters.celery.sockets import is_quiet, is_rationed, look, receive, send_all
 from pyventus.emitters.celery.splicing import Splicer
 
 LARGE = b"x" * 4_000_000
@@ -179,3 +183,70 @@ def test_an_answer_is_looked_for_as_long_as_it_comes_soon(pair: Pair, monkeypatc
     monkeypatch.setattr(Echo, "spin_seconds", 0.0)
     assert not exchange(splicer, pair[1])
     assert splicer._naps == 0, "until several have come late again"
+
+
+V2, V1 = "0::/app/web\n", "5:cpuset:/app\n4:cpu,cpuacct:/app/web\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("memberships", "limits", "expected"),
+    [
+        (None, {"cpu.max": "50000 100000\n"}, False),
+        (V2, {}, False),
+        (V2, {"app/web/cpu.max": "max 100000\n", "app/cpu.max": "max 100000\n"}, False),
+        (V2, {"app/web/cpu.max": "50000 100000\n"}, True),
+        (V2, {"app/web/cpu.max": "max 100000\n", "app/cpu.max": "50000 100000\n"}, True),
+        (V2, {"cpu.max": "50000 100000\n"}, True),
+        (V2, {"other/cpu.max": "50000 100000\n"}, False),
+        (V1, {}, False),
+        (V1, {"cpu/app/web/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_quota_us": "-1\n"}, False),
+        (V1, {"cpu/app/web/cpu.cfs_quota_us": "50000\n"}, True),
+        (V1, {"cpu/cpu.cfs_quota_us": "50000\n"}, True),
+    ],
+)
+def test_a_limit_of_processor_time_is_found(
+    tmp_path: Path, memberships: str | None, limits: dict[str, str], expected: bool
+) -> None:
+    files = {f"sys/fs/cgroup/{name}": limit for name, limit in limits.items()}
+    if memberships is not None:
+        files["proc/self/cgroup"] = memberships
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert is_rationed(tmp_path) is expected
+
+
+@pytest.fixture
+def group() -> Iterator[tuple[Path, str, str]]:
+    """A control group of this kernel's: its folder, and the file and text of its limit."""
+    top = Path("/sys/fs/cgroup")
+    made = top / f"pyventus-{os.getpid()}"
+    file, limit = "cpu.max", "50000 100000"
+    if not (top / "cgroup.controllers").exists():
+        made, file, limit = top / "cpu" / made.name, "cpu.cfs_quota_us", "50000"
+    try:
+        made.mkdir()
+    except OSError:
+        pytest.skip("only who may make control groups can try")
+    try:
+        if not (made / file).exists():
+            pytest.skip("these control groups have no limits of processor time")
+        yield made, file, limit
+    finally:
+        made.rmdir()
+
+
+def test_a_limit_of_this_kernel_is_found(group: tuple[Path, str, str]) -> None:
+    folder, file, limit = group
+    script = (
+        "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "from pyventus.emitters.celery.sockets import is_rationed; print(is_rationed())"
+    )
+
+    def found() -> str:
+        command = [sys.executable, "-c", script, str(folder / "cgroup.procs")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert is_rationed() or found() == "False"
+    (folder / file).write_text(limit)
+    assert found() == "True"

@@ -6,7 +6,8 @@ import os
 import ssl
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -69,6 +70,42 @@ def look(sock: Any, most: int, until: float) -> bytes | None:
         if now - before > CROWDED_SECONDS:
             break
     return None
+
+
+@cache
+def is_rationed(root: Path = Path("/")) -> bool:
+    """Whether Linux limits the processor time of this process, as a container's CPU limit does.
+
+    None of it is idle then: what is spent on looking is missing later, and the process is stopped for so long.
+
+    Args:
+        root: of the file system.
+    """
+    try:
+        memberships = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    return any(_limits(root / "sys/fs/cgroup", *membership.split(":", 2)) for membership in memberships)
+
+
+def _limits(mounted: Path, _: str, controllers: str, group: str) -> bool:
+    """Whether a group, or one that it is in, has a limit of processor time."""
+    if not controllers:
+        top, file = mounted, "cpu.max"
+    elif "cpu" in controllers.split(","):
+        top, file = mounted / "cpu", "cpu.cfs_quota_us"  # Of version 1.
+    else:
+        return False
+    # In a container it may be called as outside, where it is not to be found; its own limit is at the top then.
+    path = Path(group.lstrip("/"))
+    return any(_is_limit(top / each / file) for each in (path, *path.parents))
+
+
+def _is_limit(file: Path) -> bool:
+    try:
+        return not file.read_text().startswith(("max", "-1"))
+    except OSError:
+        return False
 
 
 def is_quiet(sock: Any) -> bool:

@@ -19,14 +19,14 @@ from functools import partial
 from itertools import chain, count, takewhile
 from json.encoder import encode_basestring_ascii
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqp.serialization import dumps as dumps_arguments
 from celery import Celery, signals
 from kombu.utils.json import dumps
 
 from pyventus.emission import new_id
-from pyventus.emitters.celery.sockets import WAKE_SECONDS, is_quiet, look, receive, send_all
+from pyventus.emitters.celery.sockets import WAKE_SECONDS, is_quiet, is_rationed, look, receive, send_all
 
 if TYPE_CHECKING:
     from pyventus.emitters.celery.publisher import Message
@@ -68,7 +68,7 @@ class Splicer:
     #: The method of the channel through which each message leaves.
     method: str
     #: How long to look for the answer before the thread is put to sleep.
-    spin_seconds: ClassVar[float]
+    spin_seconds: float
 
     def __init__(self, app: Celery, channel: Any) -> None:
         self._app = app
@@ -476,6 +476,8 @@ class RabbitMQSplicer(Splicer):
 
     def __init__(self, app: Celery, channel: Any) -> None:
         super().__init__(app, channel)
+        if is_rationed():
+            self.spin_seconds = WAKE_SECONDS
         self._own: Any = None
         self._unconfirming: Any = None
         self._sent = 0
