@@ -85,15 +85,12 @@ def _best(rounds: Rounds, fits: Callable[[str], bool], pick: Callable[..., str])
 
 OURS, STOCK, BATCHES = "pyventus", "celery", ", batches"
 
-#: Of one confirmed emit on RabbitMQ.
-CONFIRMED = 1.6
-
 FLOORS = (
     Floor("`emit` on Redis, against `app.send_task` of the same bytes", "emit on redis", only("emit"), only("send_task"), 4.0),
     Floor("`emit` on Redis, against one bare redis-py `LPUSH` of the same bytes", "emit on redis", only("emit"), only("bare"), 0.8),
     Floor(
         "`emit` on RabbitMQ, confirmed, against `app.send_task` with `confirm_publish`",
-        "emit on rabbitmq", only("emit"), only("send_task, confirmed"), CONFIRMED,
+        "emit on rabbitmq", only("emit"), only("send_task, confirmed"), 1.6,
     ),
     Floor(
         "`emit` on RabbitMQ, `confirm=False`, against `app.send_task` without confirms",

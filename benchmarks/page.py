@@ -170,7 +170,7 @@ def _limits(samples: floors.Samples) -> list[str]:
             "`send_task`, about as far as RabbitMQ lets anybody get who waits for each, as it writes each to its disk before "
             "it confirms it. py-amqp, which builds nothing but a message without Celery's headers, takes "
             f"{rabbitmq['bare, confirmed']:.0f} µs. All that an emit makes itself takes {unconfirmed:.0f} µs in a process that "
-            "never sleeps, as without confirmation, and about twice that with caches that have gone cold meanwhile. So it "
+            "never sleeps, as without confirmation, and longer with caches that have gone cold meanwhile. So it "
             f"looks for the answer for up to {RabbitMQSplicer.spin_seconds * 1e3:g} ms before it sleeps, as long as nobody else "
             f"has a use for the processor.{_busy(samples)}"
         )

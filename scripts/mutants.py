@@ -315,6 +315,14 @@ MUTANTS: dict[str, Mutant] = {
         f"{CELERY}/sockets.py", "return not file.read_text()", "return False and not file.read_text()",
         "tests/unit/test_sockets.py::test_a_limit_of_processor_time_is_found",
     ),
+    "spend what is rationed on looking": Mutant(
+        f"{CELERY}/splicing.py", "        if is_rationed():\n", "        if False:\n",
+        "tests/unit/test_sockets.py::test_what_is_rationed_is_not_spent_on_looking_for_rabbitmq_s_answer",
+    ),
+    "offer the processor to nobody": Mutant(
+        f"{CELERY}/sockets.py", "        if offers:\n", "        if False:\n",
+        "tests/unit/test_sockets.py::test_the_processor_is_offered_to_others_by_who_looks_for_long",
+    ),
     "forget a sender whose waking is interrupted": Mutant(
         f"{CELERY}/publisher.py",
         "            self._idle[-1].changed.notify()\n            self._idle.pop()\n",

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from pyventus.emitters.celery import sockets, splicing
 from pyventus.emitters.celery.publisher import Message
-from pyventus.emitters.celery.sockets import is_quiet, is_rationed, look, receive, send_all
-from pyventus.emitters.celery.splicing import Splicer
+from pyventus.emitters.celery.sockets import WAKE_SECONDS, is_quiet, is_rationed, look, receive, send_all
+from pyventus.emitters.celery.splicing import RabbitMQSplicer, Splicer
 
 LARGE = b"x" * 4_000_000
 
@@ -118,6 +119,16 @@ def test_looking_ends_where_somebody_else_has_a_use_for_the_processor(pair: Pair
         other.join()
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(WAKE_SECONDS, False), (0.01, True)])
+def test_the_processor_is_offered_to_others_by_who_looks_for_long(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: bool
+) -> None:
+    offers: list[None] = []
+    monkeypatch.setattr(sockets, "_offer_processor", lambda: offers.append(None))
+    assert look(pair[0], 100, time.perf_counter() + seconds) is None
+    assert bool(offers) is expected
+
+
 def test_the_last_moment_is_waited_for_too(pair: Pair) -> None:
     """After what went at once, and left the socket not waiting."""
     for _ in range(20):
@@ -183,6 +194,14 @@ def test_an_answer_is_looked_for_as_long_as_it_comes_soon(pair: Pair, monkeypatc
     monkeypatch.setattr(Echo, "spin_seconds", 0.0)
     assert not exchange(splicer, pair[1])
     assert splicer._naps == 0, "until several have come late again"
+
+
+@pytest.mark.parametrize(("is_limited", "expected"), [(True, WAKE_SECONDS), (False, RabbitMQSplicer.spin_seconds)])
+def test_what_is_rationed_is_not_spent_on_looking_for_rabbitmq_s_answer(
+    monkeypatch: pytest.MonkeyPatch, is_limited: bool, expected: float
+) -> None:
+    monkeypatch.setattr(splicing, "is_rationed", lambda: is_limited)
+    assert RabbitMQSplicer(Celery(set_as_current=False), None).spin_seconds == expected
 
 
 V2, V1 = "0::/app/web\n", "5:cpuset:/app\n4:cpu,cpuacct:/app/web\n0::/\n"
